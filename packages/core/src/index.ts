@@ -1,0 +1,8 @@
+/** What every service knows. No I/O; imports no other package of ours. */
+export { type Clock, ManualClock, systemClock } from "./clock.ts";
+export { ConfigError, fromEnv, readConfig } from "./config.ts";
+export { Deadline } from "./deadline.ts";
+export { type Canonical, canonicalDigest, canonicalText, sha256 } from "./digest.ts";
+export { ERROR_CODES, type ErrorCode, isErrorCode, ServingError, toServingError } from "./errors.ts";
+export { InvariantError, invariant } from "./invariant.ts";
+export { newId, newSeed, type Random, seededRandom, systemRandom } from "./random.ts";

@@ -1,0 +1,4 @@
+/** What both ends of a gRPC call share: definitions, errors as statuses, channel options. */
+export { channelOptions } from "./channel-options.ts";
+export { errorFromStatus, statusOf } from "./error-status.ts";
+export { serviceDefinition } from "./service-definition.ts";
