@@ -1,0 +1,56 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+
+const root = join(import.meta.dirname, "..");
+
+/** What the files of each folder may import of ours. Tests and benches (`test/`) may import anything. */
+const MAY_IMPORT: Record<string, readonly string[]> = {
+  proto: [],
+  "packages/core": [],
+  "packages/diffusion": ["@atelier/core"],
+  "packages/onnx": ["@atelier/core"],
+  "packages/telemetry": ["@atelier/core"],
+  "packages/rpc": ["@atelier/core", "@atelier/proto"],
+  "services/worker": [
+    "@atelier/core",
+    "@atelier/diffusion",
+    "@atelier/onnx",
+    "@atelier/proto",
+    "@atelier/rpc",
+    "@atelier/telemetry",
+  ],
+  "services/gateway": ["@atelier/core", "@atelier/proto", "@atelier/rpc", "@atelier/telemetry"],
+  "services/cli": ["@atelier/core"],
+};
+
+const sources = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard", "*.ts"], {
+  cwd: root,
+  encoding: "utf8",
+})
+  .split("\n")
+  .filter((file) => file !== "" && !file.startsWith("test/") && file.includes("/"));
+
+describe("imports point down", () => {
+  it("finds the sources", () => {
+    expect(sources.length).toBeGreaterThan(20);
+  });
+
+  it.each(sources)("%s", (file) => {
+    const folder = Object.keys(MAY_IMPORT).find((name) => file.startsWith(`${name}/`));
+    expect(folder, `${file} lies in a folder that the table knows`).toBeDefined();
+    for (const specifier of specifiers(file)) {
+      if (specifier.startsWith("@atelier/")) expect(MAY_IMPORT[folder!], file).toContain(specifier);
+      if (specifier.startsWith(".")) {
+        const target = join(file, "..", specifier);
+        expect(target.startsWith(`${folder}/`), `${file} reaches ${specifier} through its package's name`).toBe(true);
+      }
+    }
+  });
+});
+
+function specifiers(file: string): string[] {
+  const text = readFileSync(join(root, file), "utf8");
+  return [...text.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)].map((match) => match[1]!);
+}
