@@ -5,4 +5,5 @@ export { Deadline } from "./deadline.ts";
 export { type Canonical, canonicalDigest, canonicalText, sha256 } from "./digest.ts";
 export { ERROR_CODES, type ErrorCode, isErrorCode, ServingError, toServingError } from "./errors.ts";
 export { InvariantError, invariant } from "./invariant.ts";
+export { checkPromptText, PROMPT_BYTES_MAX, type PromptTextRules } from "./prompt-text.ts";
 export { newId, newSeed, type Random, seededRandom, systemRandom } from "./random.ts";
