@@ -1,0 +1,111 @@
+import type { Clock } from "@atelier/core";
+import { InvariantError } from "@atelier/core";
+import type { Logger } from "@atelier/telemetry";
+import Fastify, {
+  type FastifyBaseLogger,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type RawReplyDefaultExpression,
+  type RawRequestDefaultExpression,
+  type RawServerDefault,
+} from "fastify";
+import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
+import type { Dispatcher } from "./dispatch.ts";
+import type { Fleet } from "./fleet/fleet.ts";
+import { answerBrokenHttp } from "./http/broken-http.ts";
+import { errorReply, readableError } from "./http/error-reply.ts";
+import { acceptJsonOnly } from "./http/json-body.ts";
+import { refuseUnknownRoutes } from "./http/not-found.ts";
+import { collectOpenApi, openApiRoute } from "./http/openapi.ts";
+import { REQUEST_ID_HEADER, requestIdOf } from "./http/request-id.ts";
+import { strictValidator } from "./http/validation.ts";
+import type { InFlight } from "./in-flight.ts";
+import type { GatewayMetrics } from "./metrics.ts";
+import { generateRoute } from "./routes/generate.ts";
+import { modelsRoute } from "./routes/models.ts";
+import { operationsRoutes } from "./routes/operations.ts";
+
+export type GatewayApp = FastifyInstance<
+  RawServerDefault,
+  RawRequestDefaultExpression,
+  RawReplyDefaultExpression,
+  FastifyBaseLogger,
+  ZodTypeProvider
+>;
+
+export interface AppOptions {
+  readonly fleet: Fleet;
+  readonly dispatcher: Dispatcher;
+  readonly inFlight: InFlight;
+  readonly metrics: GatewayMetrics;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly requestTimeoutMs: number;
+  readonly bodyMaxBytes: number;
+  /** Told of a broken invariant after its caller was answered; a process stops on it. */
+  readonly onBug: (bug: InvariantError) => void;
+}
+
+/** How long a caller may take to send its headers and body: a slow one holds a socket and nothing else. */
+const RECEIVE_TIMEOUT_MS = 30_000;
+
+/** The HTTP side of the gateway, not listening yet. */
+export async function buildApp(options: AppOptions): Promise<GatewayApp> {
+  const app: GatewayApp = Fastify({
+    loggerInstance: options.log as FastifyBaseLogger,
+    disableRequestLogging: true, // `observe` writes one line a request
+    bodyLimit: options.bodyMaxBytes,
+    requestTimeout: RECEIVE_TIMEOUT_MS,
+    genReqId: (raw) => requestIdOf(raw.headers),
+    // While it stops, fastify's own 503 would not have our error body; InFlight refuses instead.
+    return503OnClosing: false,
+    clientErrorHandler: answerBrokenHttp,
+    frameworkErrors: (error, request, reply) => void sendError(error, request, reply, options),
+  }).withTypeProvider<ZodTypeProvider>();
+
+  app.setValidatorCompiler(strictValidator);
+  app.setSerializerCompiler(serializerCompiler);
+  acceptJsonOnly(app);
+  refuseUnknownRoutes(app);
+  app.setErrorHandler((error, request, reply) => sendError(error, request, reply, options));
+  app.addHook("onRequest", async (request, reply) => {
+    reply.header(REQUEST_ID_HEADER, request.id);
+    if (options.inFlight.stopping) reply.header("connection", "close");
+    observe(request, reply, options);
+  });
+
+  await collectOpenApi(app);
+  openApiRoute(app);
+  generateRoute(app, options);
+  modelsRoute(app, options);
+  operationsRoutes(app, { ...options, registry: options.metrics.registry });
+  return app;
+}
+
+/** One log line and one count for each request, when its last byte left or its caller did. */
+function observe(request: FastifyRequest, reply: FastifyReply, { metrics, log, clock }: AppOptions): void {
+  const startMs = clock.nowMs();
+  reply.raw.once("close", () => {
+    const route = request.routeOptions.url ?? "unknown";
+    const status = reply.raw.writableFinished ? reply.statusCode : 499;
+    const durationMs = clock.nowMs() - startMs;
+    metrics.requests.inc({ route, method: request.method, status });
+    metrics.requestSeconds.observe({ route }, durationMs / 1000);
+    log.info({ request_id: request.id, method: request.method, route, status, duration_ms: durationMs }, "request");
+  });
+}
+
+function sendError(thrown: unknown, request: FastifyRequest, reply: FastifyReply, options: AppOptions): FastifyReply {
+  const error = readableError(thrown, options);
+  const { status, headers, body } = errorReply(error, request.id);
+  const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";
+  options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
+  if (thrown instanceof InvariantError) reply.raw.once("close", () => options.onBug(thrown));
+  return reply
+    .code(status)
+    .headers(headers)
+    .header(REQUEST_ID_HEADER, request.id)
+    .type("application/json; charset=utf-8")
+    .send(body);
+}

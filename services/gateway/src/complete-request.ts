@@ -1,0 +1,66 @@
+import { checkPromptText, newSeed, ServingError } from "@atelier/core";
+import { type CatalogModel, findModel } from "./catalog.ts";
+import type { WorkerView } from "./fleet/worker-view.ts";
+import type { ImageRequest, ImageRequestDraft } from "./image-request.ts";
+
+/**
+ * Fills in what the caller left open from the model's defaults, and checks the whole against the model's limits, so
+ * that a request that cannot be served costs no worker anything.
+ *
+ * @throws ServingError INVALID_REQUEST naming field, value and what is allowed; MODEL_NOT_FOUND; NO_WORKER.
+ */
+export function completeRequest(draft: ImageRequestDraft, fleet: readonly WorkerView[]): ImageRequest {
+  checkPromptText(draft.prompt, { field: "prompt" });
+  checkPromptText(draft.negativePrompt, { field: "negative_prompt", emptyAllowed: true });
+  const model = findModel(fleet, draft.model);
+  checkSize(draft, model);
+  checkAtMost("steps", draft.steps, model.limits.stepsMax, model);
+  checkAtMost("num_images", draft.numImages, model.limits.numImagesMax, model);
+  const seed = draft.seed ?? newSeed();
+  checkSeeds(seed, draft.numImages);
+  checkQuality(draft);
+  return {
+    ...draft,
+    model: model.id,
+    seed,
+    guidanceScale: draft.guidanceScale ?? model.defaults.guidanceScale,
+    sampler: draft.sampler ?? model.defaults.sampler,
+  };
+}
+
+function checkSize({ width, height }: ImageRequestDraft, model: CatalogModel): void {
+  checkSide("width", width, model);
+  checkSide("height", height, model);
+  const { pixelsMax } = model.limits;
+  if (width * height > pixelsMax) {
+    const message = `width x height is ${width} x ${height} = ${width * height} pixels; ${model.id} makes at most ${pixelsMax}`;
+    throw new ServingError("INVALID_REQUEST", message, { field: "width" });
+  }
+}
+
+function checkSide(field: "width" | "height", pixels: number, { id, limits }: CatalogModel): void {
+  const { sizeMin, sizeMax, sizeMultiple } = limits;
+  if (pixels >= sizeMin && pixels <= sizeMax && pixels % sizeMultiple === 0) return;
+  const allowed = `a multiple of ${sizeMultiple} from ${sizeMin} to ${sizeMax} for ${id}`;
+  throw new ServingError("INVALID_REQUEST", `${field} is ${pixels}; it must be ${allowed}`, { field });
+}
+
+function checkAtMost(field: "steps" | "num_images", value: number, max: number, model: CatalogModel): void {
+  if (value <= max) return;
+  throw new ServingError("INVALID_REQUEST", `${field} is ${value}; it must be at most ${max} for ${model.id}`, {
+    field,
+  });
+}
+
+function checkSeeds(seed: number, numImages: number): void {
+  if (Number.isSafeInteger(seed + numImages - 1)) return;
+  const message = `seed is ${seed}; with ${numImages} images the last seed would be above ${Number.MAX_SAFE_INTEGER}`;
+  throw new ServingError("INVALID_REQUEST", message, { field: "seed" });
+}
+
+function checkQuality({ format, quality }: ImageRequestDraft): void {
+  if (quality === undefined || format !== "png") return;
+  throw new ServingError("INVALID_REQUEST", `quality is ${quality}, but png has none; it applies to jpeg and webp`, {
+    field: "quality",
+  });
+}

@@ -1,0 +1,99 @@
+import { fromEnv, readConfig } from "@atelier/core";
+import { LOG_LEVELS } from "@atelier/telemetry";
+import { z } from "zod";
+
+export interface GatewayConfig {
+  readonly listen: HostPort;
+  /** Workers' gRPC addresses, host:port. */
+  readonly workers: readonly string[];
+  /** From the request's arrival to its answer; carried to the worker as the call's deadline. */
+  readonly requestTimeoutMs: number;
+  /** How long a stopping gateway waits for what is in flight. */
+  readonly drainTimeoutMs: number;
+  readonly bodyMaxBytes: number;
+  /** Generations at once; beyond it they are refused, since nothing here queues. */
+  readonly inFlightMax: number;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+}
+
+export interface HostPort {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** @throws ConfigError naming every bad variable at once. */
+export function readGatewayConfig(env: Record<string, string | undefined>): GatewayConfig {
+  const read = readConfig(environment, env);
+  return Object.freeze({
+    listen: read.ATELIER_LISTEN,
+    workers: read.ATELIER_WORKERS,
+    requestTimeoutMs: read.ATELIER_REQUEST_TIMEOUT_MS,
+    drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS ?? Math.min(DRAIN_TIMEOUT_MS, read.ATELIER_REQUEST_TIMEOUT_MS),
+    bodyMaxBytes: read.ATELIER_BODY_MAX_BYTES,
+    inFlightMax: read.ATELIER_IN_FLIGHT_MAX,
+    logLevel: read.ATELIER_LOG_LEVEL,
+  });
+}
+
+/** Under the 30 s that Kubernetes gives a stopping pod, so that the last answers still leave. */
+const DRAIN_TIMEOUT_MS = 25_000;
+
+const environment = z
+  .object({
+    // Loopback, since no key is asked for; 8080 needs no privilege.
+    ATELIER_LISTEN: z
+      .string()
+      .default("127.0.0.1:8080")
+      .transform(hostPort({ portMin: 0 })),
+    ATELIER_WORKERS: z
+      .string({ error: "must list the workers, such as 127.0.0.1:7001,127.0.0.1:7002" })
+      .pipe(fromEnv.list())
+      .superRefine(checkWorkers),
+    // A 1024x1024 picture of 150 steps on a slow device stays below two minutes.
+    ATELIER_REQUEST_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 3_600_000 }).default(120_000),
+    ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).optional(),
+    // At least two prompts of PROMPT_BYTES_MAX, every byte of them escaped as \u0041 is.
+    ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(1024 * 1024),
+    // At 400 KB an answer, all of it is 100 MB.
+    ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
+    ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
+  })
+  .superRefine((read, context) => {
+    const drainMs = read.ATELIER_DRAIN_TIMEOUT_MS;
+    if (drainMs === undefined || drainMs <= read.ATELIER_REQUEST_TIMEOUT_MS) return;
+    context.addIssue({
+      code: "custom",
+      path: ["ATELIER_DRAIN_TIMEOUT_MS"],
+      message: `must not exceed ATELIER_REQUEST_TIMEOUT_MS (${read.ATELIER_REQUEST_TIMEOUT_MS}): no request lives longer`,
+    });
+  });
+
+function checkWorkers(addresses: readonly string[], context: z.RefinementCtx): void {
+  if (addresses.length === 0) context.addIssue({ code: "custom", message: "must name at least one worker" });
+  addresses.forEach((address, i) => {
+    if (parseHostPort(address, { portMin: 1 }) === undefined) {
+      context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is not host:port` });
+    }
+    if (addresses.indexOf(address) !== i) {
+      context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is named twice` });
+    }
+  });
+}
+
+function hostPort(limits: { portMin: number }) {
+  return (text: string, context: z.RefinementCtx): HostPort => {
+    const parsed = parseHostPort(text, limits);
+    if (parsed !== undefined) return parsed;
+    context.addIssue({ code: "custom", message: "must be host:port, such as 127.0.0.1:8080 or [::1]:8080" });
+    return z.NEVER;
+  };
+}
+
+/** Reads host:port; an IPv6 host stands in brackets, which are taken off. */
+function parseHostPort(text: string, { portMin }: { portMin: number }): HostPort | undefined {
+  const match = /^(?:\[([0-9a-f:.]+)\]|([^\s:/[\]]+)):(\d{1,5})$/i.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || port < portMin || port > 65_535) return undefined;
+  return { host, port };
+}

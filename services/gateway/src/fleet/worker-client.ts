@@ -1,0 +1,103 @@
+import type { ServingError } from "@atelier/core";
+import {
+  type GenerateRequest,
+  GenerateRequestSchema,
+  type GenerateResponse,
+  WatchRequestSchema,
+  type WatchResponse,
+  WorkerService,
+  type WorkerState,
+} from "@atelier/proto";
+import { channelOptions, errorFromStatus, serviceDefinition } from "@atelier/rpc";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import {
+  Client,
+  type ClientReadableStream,
+  credentials,
+  type MethodDefinition,
+  type ServiceError,
+} from "@grpc/grpc-js";
+
+/** One channel to one worker, kept open. */
+export class WorkerClient {
+  readonly address: string;
+  readonly #client: Client;
+
+  constructor(address: string) {
+    this.address = address;
+    this.#client = new Client(address, credentials.createInsecure(), {
+      ...channelOptions,
+      // The channel must not wait longer than our own backoff before it dials again (grpc-js: up to 2 minutes).
+      "grpc.initial_reconnect_backoff_ms": 100,
+      "grpc.max_reconnect_backoff_ms": 2_000,
+    });
+  }
+
+  /** Starts a generation. Calling the result takes it back: the worker frees its slot at the next step. */
+  generate(
+    request: MessageInitShape<typeof GenerateRequestSchema>,
+    { deadlineAtMs }: { deadlineAtMs: number },
+    handlers: StreamHandlers<GenerateResponse>,
+  ): () => void {
+    const message = create(GenerateRequestSchema, request);
+    return follow(
+      this.#stream<GenerateRequest, GenerateResponse>("generate", message, deadlineAtMs),
+      this.address,
+      handlers,
+    );
+  }
+
+  /**
+   * The worker's state, until the stream breaks. It has no deadline: it lives as long as both ends, and silence on it
+   * is the caller's to judge.
+   */
+  watch(handlers: StreamHandlers<WorkerState>): () => void {
+    const stream = this.#stream<object, WatchResponse>("watch", create(WatchRequestSchema), Number.POSITIVE_INFINITY);
+    return follow(stream, this.address, {
+      message: ({ state }) => {
+        if (state !== undefined) handlers.message(state);
+      },
+      end: handlers.end,
+    });
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  #stream<In, Out>(method: string, message: In, deadline: number): ClientReadableStream<Out> {
+    const { path, requestSerialize, responseDeserialize } = methods[method] as MethodDefinition<In, Out>;
+    return this.#client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, message, { deadline });
+  }
+}
+
+export interface StreamHandlers<Message> {
+  message(message: Message): void;
+  /** Called once, after the last message: with the failure, or with nothing when the worker ended the stream well. */
+  end(failure?: ServingError): void;
+}
+
+const methods = serviceDefinition(WorkerService);
+
+/** Hands the stream's events over until it ends or is taken back, and nothing afterwards. */
+function follow<Message>(
+  stream: ClientReadableStream<Message>,
+  peer: string,
+  handlers: StreamHandlers<Message>,
+): () => void {
+  let over = false;
+  const end = (failure?: ServingError) => {
+    if (over) return;
+    over = true;
+    handlers.end(failure);
+  };
+  stream.on("data", (message: Message) => {
+    if (!over) handlers.message(message);
+  });
+  stream.on("error", (failure: ServiceError) => end(errorFromStatus(failure, peer)));
+  stream.on("end", () => end());
+  return () => {
+    over = true;
+    stream.cancel();
+  };
+}

@@ -1,0 +1,88 @@
+import { ServingError } from "@atelier/core";
+import type { ResidentModel, WorkerState } from "@atelier/proto";
+import { type SamplerName, samplerFromWire } from "../samplers.ts";
+
+/** What the gateway last heard from a worker, and what it placed there itself. Up to one report old, so never exact. */
+export interface WorkerView {
+  /** host:port; names the worker within a gateway. */
+  readonly address: string;
+  /** The worker's own name; its address until it has said. */
+  readonly id: string;
+  readonly ready: boolean;
+  readonly draining: boolean;
+  /** Why it takes no requests; undefined when it does. */
+  readonly notReadyReason: string | undefined;
+  /** By model id. Kept when a worker is lost, so that its models are known as absent rather than unknown. */
+  readonly models: ReadonlyMap<string, ModelView>;
+  /** Requests that this gateway has placed there and that are not finished. */
+  readonly inFlight: number;
+}
+
+export interface ModelView {
+  readonly id: string;
+  readonly name: string;
+  readonly digest: string;
+  readonly family: string;
+  readonly license: string;
+  readonly limits: {
+    /** Pixels, of width and of height. */
+    readonly sizeMin: number;
+    readonly sizeMax: number;
+    readonly sizeMultiple: number;
+    /** Width times height. */
+    readonly pixelsMax: number;
+    readonly stepsMax: number;
+    readonly numImagesMax: number;
+  };
+  readonly defaults: {
+    readonly nativeWidth: number;
+    readonly nativeHeight: number;
+    readonly width: number;
+    readonly height: number;
+    readonly steps: number;
+    readonly guidanceScale: number;
+    readonly sampler: SamplerName;
+  };
+}
+
+/**
+ * The models of a worker's report.
+ *
+ * @throws ServingError INTERNAL naming the model when its limits or defaults are missing: a worker that does
+ * not say what it can do is not sent anything.
+ */
+export function modelsFromState(state: WorkerState): ReadonlyMap<string, ModelView> {
+  return new Map(state.models.map((model) => [model.id, modelFromWire(model)]));
+}
+
+function modelFromWire(model: ResidentModel): ModelView {
+  const { limits, defaults } = model;
+  const sampler = defaults && samplerFromWire(defaults.sampler);
+  if (limits === undefined || defaults === undefined || sampler === undefined || limits.sizeMultiple === 0) {
+    throw new ServingError("INTERNAL", `model ${JSON.stringify(model.id)} came without limits or defaults`);
+  }
+  return {
+    id: model.id,
+    name: model.name,
+    digest: model.digest,
+    family: model.family,
+    license: model.license,
+    limits: {
+      sizeMin: limits.sizeMin,
+      sizeMax: limits.sizeMax,
+      sizeMultiple: limits.sizeMultiple,
+      pixelsMax: Number(limits.pixelsMax),
+      stepsMax: limits.stepsMax,
+      numImagesMax: limits.numImagesMax,
+    },
+    defaults: {
+      nativeWidth: defaults.nativeWidth,
+      nativeHeight: defaults.nativeHeight,
+      width: defaults.width,
+      height: defaults.height,
+      steps: defaults.steps,
+      guidanceScale: defaults.guidanceScale,
+      sampler,
+    },
+  };
+}

@@ -1,0 +1,84 @@
+import swagger, { type SwaggerTransformObject } from "@fastify/swagger";
+import type { FastifyInstance } from "fastify";
+import { jsonSchemaTransform, jsonSchemaTransformObject } from "fastify-type-provider-zod";
+import { z } from "zod";
+import { errorBody } from "./error-reply.ts";
+import { REQUEST_ID_HEADER } from "./request-id.ts";
+
+const DESCRIPTION = `Makes pictures from prompts.
+
+Every answer carries ${REQUEST_ID_HEADER}: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
+Every failure has the body {"error": {"code", "message", "field", "request_id"}}.`;
+
+/** Collects the routes registered after it into an OpenAPI 3.1 document. */
+export async function collectOpenApi(app: FastifyInstance): Promise<void> {
+  await app.register(swagger, {
+    openapi: {
+      openapi: "3.1.0",
+      info: {
+        title: "Atelier",
+        version: "0.1.0",
+        description: DESCRIPTION,
+        license: { name: "Apache-2.0", identifier: "Apache-2.0" },
+      },
+    },
+    transform: jsonSchemaTransform,
+    transformObject: withCommonHeaders,
+  });
+}
+
+/** GET /openapi.json. */
+export function openApiRoute(app: FastifyInstance): void {
+  const schema = {
+    operationId: "openapi",
+    summary: "This document",
+    response: { 200: z.looseObject({ openapi: z.string() }).meta({ description: "OpenAPI 3.1." }) },
+  };
+  app.get("/openapi.json", { schema }, async () => app.swagger());
+}
+
+/** The documented failures of a route. */
+export function errorResponses(...statuses: number[]) {
+  const entries = statuses.map((status) => {
+    const description = FAILURES[status] ?? "The request failed.";
+    return [status, { description, content: { "application/json": { schema: errorBody } } }];
+  });
+  return Object.fromEntries(entries) as Record<
+    number,
+    { description: string; content: Record<string, { schema: typeof errorBody }> }
+  >;
+}
+
+/** Documented as text and sent as a Buffer, which fastify passes on untouched: a serializer would write JSON. */
+export const sentAsBytes = z.string().meta({ format: "binary" }) as z.ZodType as z.ZodType<Buffer>;
+
+const FAILURES: Record<number, string> = {
+  400: "A field is missing, unknown, of the wrong type or outside its limits.",
+  404: "No such model, or no such route.",
+  406: "The Accept header rules out every kind of answer.",
+  413: "The body is too large.",
+  415: "The body is not application/json.",
+  500: "An error on our side.",
+  502: "The worker was lost while it made the picture. The request can be sent again.",
+  503: "No worker is ready, too much is in flight, or this gateway is stopping. Retry-After says when to come back.",
+  504: "The picture was not finished in time.",
+  507: "The device has not enough memory for this request.",
+};
+
+const withCommonHeaders: SwaggerTransformObject = (document) => {
+  const object = jsonSchemaTransformObject(document) as OpenApiObject;
+  for (const operation of Object.values(object.paths ?? {}).flatMap((path) => Object.values(path))) {
+    for (const [status, response] of Object.entries(operation.responses ?? {})) {
+      response.headers = {
+        [REQUEST_ID_HEADER]: { description: "Names the request in our logs.", schema: { type: "string" } },
+        ...(status === "503" && { "retry-after": { description: "Seconds.", schema: { type: "integer" } } }),
+      };
+    }
+  }
+  return object as ReturnType<SwaggerTransformObject>;
+};
+
+/** As much of the document as is written to here. */
+interface OpenApiObject {
+  paths?: Record<string, Record<string, { responses?: Record<string, { headers?: object }> }>>;
+}

@@ -1,0 +1,90 @@
+import type { SamplerName } from "./samplers.ts";
+
+export const IMAGE_FORMATS = ["png", "jpeg", "webp"] as const;
+export type ImageFormatName = (typeof IMAGE_FORMATS)[number];
+
+export const MEDIA_TYPES: Record<ImageFormatName, string> = {
+  png: "image/png",
+  jpeg: "image/jpeg",
+  webp: "image/webp",
+};
+
+/** The one request type inside the gateway: every dialect translates to it, every default is applied. */
+export interface ImageRequest {
+  /** Names the request to its caller, in logs and to the worker. */
+  readonly id: string;
+  readonly model: string;
+  readonly prompt: string;
+  readonly negativePrompt: string;
+  /** Pixels. */
+  readonly width: number;
+  readonly height: number;
+  readonly steps: number;
+  readonly guidanceScale: number;
+  readonly sampler: SamplerName;
+  /** 0..2^53-1; image i of the request uses seed + i. */
+  readonly seed: number;
+  readonly numImages: number;
+  readonly format: ImageFormatName;
+  /** JPEG and WebP, 1..100; undefined leaves it to the worker. */
+  readonly quality: number | undefined;
+}
+
+/** A request as a dialect reads it: what the caller left open is undefined, for the model to fill in. */
+export type ImageRequestDraft = Omit<ImageRequest, "model" | "guidanceScale" | "sampler" | "seed"> & {
+  readonly model: string | undefined;
+  readonly guidanceScale: number | undefined;
+  readonly sampler: SamplerName | undefined;
+  readonly seed: number | undefined;
+};
+
+export interface GeneratedPicture {
+  /** Encoded as `mediaType` says. */
+  readonly data: Uint8Array;
+  readonly mediaType: string;
+  readonly width: number;
+  readonly height: number;
+  readonly seed: number;
+}
+
+/** What a request came to: its pictures in order, and what it takes to make them again. */
+export interface Generation {
+  readonly pictures: readonly GeneratedPicture[];
+  readonly receipt: GenerationReceipt;
+}
+
+export interface GenerationReceipt {
+  readonly model: string;
+  readonly modelDigest: string;
+  readonly workerId: string;
+  readonly device: string;
+  /** True when no model ran. */
+  readonly simulated: boolean;
+  readonly prompt: string;
+  readonly negativePrompt: string;
+  readonly width: number;
+  readonly height: number;
+  readonly steps: number;
+  readonly guidanceScale: number;
+  readonly sampler: SamplerName;
+  readonly karrasSigmas: boolean;
+  readonly seed: number;
+  readonly numImages: number;
+  readonly promptChunks: number;
+  readonly hiresFix: HiresFixReceipt | undefined;
+  readonly times: StageTimesMs;
+}
+
+export interface HiresFixReceipt {
+  readonly nativeWidth: number;
+  readonly nativeHeight: number;
+  readonly strength: number;
+  readonly upscale: string;
+}
+
+export interface StageTimesMs {
+  readonly queueMs: number;
+  readonly textEncodeMs: number;
+  readonly denoiseMs: number;
+  readonly imageDecodeMs: number;
+}

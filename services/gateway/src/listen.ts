@@ -1,0 +1,44 @@
+import type { AddressInfo } from "node:net";
+import { ConfigError, invariant } from "@atelier/core";
+import type { Logger } from "@atelier/telemetry";
+import type { GatewayApp } from "./app.ts";
+import type { HostPort } from "./config.ts";
+
+/**
+ * Starts listening and returns the URL to reach it by, with the port that the system chose when 0 was asked for.
+ *
+ * @throws ConfigError saying what to change when the address cannot be had.
+ */
+export async function listen(app: GatewayApp, { host, port }: HostPort, log: Logger): Promise<string> {
+  try {
+    await app.listen({ host, port });
+  } catch (error) {
+    throw new ConfigError(whyNot(error as NodeJS.ErrnoException, { host, port }), { cause: error });
+  }
+  const address = app.server.address() as AddressInfo | null;
+  invariant(address !== null, "a server that listens has an address");
+  if (!isLoopback(address.address)) {
+    log.warn({ address: address.address }, "listening beyond this machine, and no key is asked of callers");
+  }
+  return urlOf(address);
+}
+
+function whyNot({ code, message }: NodeJS.ErrnoException, { host, port }: HostPort): string {
+  if (code === "EADDRINUSE")
+    return `port ${port} on ${host} is taken by another program; set ATELIER_LISTEN to another (port 0 takes a free one)`;
+  if (code === "EACCES") return `port ${port} on ${host} needs privileges; set ATELIER_LISTEN to one above 1023`;
+  if (code === "EADDRNOTAVAIL" || code === "ENOTFOUND")
+    return `ATELIER_LISTEN names ${host}, which is not an address of this machine`;
+  return `cannot listen on ${host}:${port}: ${message}`;
+}
+
+function isLoopback(address: string): boolean {
+  return address === "::1" || address.startsWith("127.");
+}
+
+/** An address that stands for all of the machine's is reached by loopback. */
+function urlOf({ address, port }: AddressInfo): string {
+  if (address === "0.0.0.0") return `http://127.0.0.1:${port}`;
+  if (address === "::") return `http://[::1]:${port}`;
+  return address.includes(":") ? `http://[${address}]:${port}` : `http://${address}:${port}`;
+}

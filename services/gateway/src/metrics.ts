@@ -1,0 +1,58 @@
+import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
+import type { Fleet } from "./fleet/fleet.ts";
+import type { InFlight } from "./in-flight.ts";
+
+/** What /metrics shows. Routes are patterns and models are those of the fleet, so that no caller can add a series. */
+export interface GatewayMetrics {
+  readonly registry: Registry;
+  readonly requests: Counter<"route" | "method" | "status">;
+  readonly requestSeconds: Histogram<"route">;
+  readonly images: Counter<"model" | "format" | "simulated">;
+}
+
+export function createGatewayMetrics({ fleet, inFlight }: { fleet: Fleet; inFlight: InFlight }): GatewayMetrics {
+  const registry = createRegistry("gateway");
+  const registers = [registry];
+  new Gauge({
+    name: "atelier_gateway_generations_in_flight",
+    help: "Generations that are being made for callers of this gateway.",
+    registers,
+    collect() {
+      this.set(inFlight.count);
+    },
+  });
+  new Gauge({
+    name: "atelier_gateway_workers",
+    help: "Workers that this gateway knows, by whether they take requests.",
+    labelNames: ["ready"],
+    registers,
+    collect() {
+      const views = fleet.views();
+      const ready = views.filter((worker) => worker.ready).length;
+      this.set({ ready: "true" }, ready);
+      this.set({ ready: "false" }, views.length - ready);
+    },
+  });
+  return {
+    registry,
+    requests: new Counter({
+      name: "atelier_gateway_requests_total",
+      help: "HTTP requests answered; status 499 is a caller that went away.",
+      labelNames: ["route", "method", "status"],
+      registers,
+    }),
+    requestSeconds: new Histogram({
+      name: "atelier_gateway_request_duration_seconds",
+      help: "From a request's arrival to the last byte of its answer.",
+      labelNames: ["route"],
+      buckets: DURATION_BUCKETS_S,
+      registers,
+    }),
+    images: new Counter({
+      name: "atelier_gateway_images_total",
+      help: "Pictures delivered to callers.",
+      labelNames: ["model", "format", "simulated"],
+      registers,
+    }),
+  };
+}

@@ -1,0 +1,76 @@
+import { z } from "zod";
+import type { GatewayApp } from "../app.ts";
+import { type CatalogModel, catalogOf } from "../catalog.ts";
+import type { Fleet } from "../fleet/fleet.ts";
+import { errorResponses } from "../http/openapi.ts";
+import { SAMPLER_NAMES } from "../samplers.ts";
+
+/** GET /v1/models: what the fleet offers, as its workers last said. */
+export function modelsRoute(app: GatewayApp, { fleet }: { readonly fleet: Fleet }): void {
+  const schema = {
+    operationId: "listModels",
+    summary: "The models served here, with their limits and defaults",
+    response: { 200: modelList, ...errorResponses(500) },
+  };
+  app.get("/v1/models", { schema }, async () => ({ models: catalogOf(fleet.views()).map(modelToJson) }));
+}
+
+const modelList = z
+  .object({
+    models: z.array(
+      z.object({
+        id: z.string().describe("What a request names."),
+        name: z.string(),
+        family: z.string(),
+        license: z.string(),
+        digest: z.string(),
+        native_width: z.int(),
+        native_height: z.int(),
+        limits: z.object({
+          size_min: z.int(),
+          size_max: z.int(),
+          size_multiple: z.int(),
+          pixels_max: z.int(),
+          steps_max: z.int(),
+          num_images_max: z.int(),
+        }),
+        defaults: z.object({
+          width: z.int(),
+          height: z.int(),
+          steps: z.int(),
+          guidance_scale: z.number(),
+          sampler: z.enum(SAMPLER_NAMES),
+        }),
+        workers_ready: z.int().describe("Workers that would take a request for it now."),
+      }),
+    ),
+  })
+  .meta({ id: "ModelList", description: "Every model that the fleet is known to hold." });
+
+function modelToJson({ limits, defaults, ...model }: CatalogModel) {
+  return {
+    id: model.id,
+    name: model.name,
+    family: model.family,
+    license: model.license,
+    digest: model.digest,
+    native_width: defaults.nativeWidth,
+    native_height: defaults.nativeHeight,
+    limits: {
+      size_min: limits.sizeMin,
+      size_max: limits.sizeMax,
+      size_multiple: limits.sizeMultiple,
+      pixels_max: limits.pixelsMax,
+      steps_max: limits.stepsMax,
+      num_images_max: limits.numImagesMax,
+    },
+    defaults: {
+      width: defaults.width,
+      height: defaults.height,
+      steps: defaults.steps,
+      guidance_scale: defaults.guidanceScale,
+      sampler: defaults.sampler,
+    },
+    workers_ready: model.workersReady,
+  };
+}

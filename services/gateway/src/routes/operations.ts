@@ -1,0 +1,52 @@
+import { ServingError } from "@atelier/core";
+import type { Registry } from "@atelier/telemetry";
+import { z } from "zod";
+import type { GatewayApp } from "../app.ts";
+import { notReadyMessage } from "../balancer.ts";
+import type { Fleet } from "../fleet/fleet.ts";
+import { errorResponses, sentAsBytes } from "../http/openapi.ts";
+import type { InFlight } from "../in-flight.ts";
+
+export interface OperationsOptions {
+  readonly fleet: Fleet;
+  readonly inFlight: InFlight;
+  readonly registry: Registry;
+}
+
+/** What an orchestrator, a Prometheus or a person on call asks: /healthz, /readyz, /metrics. */
+export function operationsRoutes(app: GatewayApp, { fleet, inFlight, registry }: OperationsOptions): void {
+  const health = {
+    operationId: "health",
+    summary: "The process is alive",
+    response: { 200: z.object({ status: z.literal("ok") }).meta({ description: "It is." }) },
+  };
+  app.get("/healthz", { schema: health }, async () => ({ status: "ok" as const }));
+
+  const readiness = {
+    operationId: "readiness",
+    summary: "Requests sent now would find a worker",
+    response: { 200: readyReply, ...errorResponses(503) },
+  };
+  app.get("/readyz", { schema: readiness }, async () => {
+    inFlight.checkOpen();
+    const views = fleet.views();
+    const workersReady = views.filter((worker) => worker.ready).length;
+    if (workersReady === 0) throw new ServingError("NO_WORKER", notReadyMessage(views));
+    return { ready: true as const, workers: views.length, workers_ready: workersReady };
+  });
+
+  const metrics = {
+    operationId: "metrics",
+    summary: "Metrics in the Prometheus text format",
+    response: {
+      200: { description: "The metrics.", content: { "text/plain": { schema: sentAsBytes } } },
+    },
+  };
+  app.get("/metrics", { schema: metrics }, async (_request, reply) =>
+    reply.type(registry.contentType).send(Buffer.from(await registry.metrics())),
+  );
+}
+
+const readyReply = z
+  .object({ ready: z.literal(true), workers: z.int(), workers_ready: z.int() })
+  .meta({ description: "At least one worker takes requests." });

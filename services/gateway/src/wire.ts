@@ -1,0 +1,84 @@
+import { ServingError } from "@atelier/core";
+import { type GeneratedImage, type GenerateRequestSchema, ImageFormat, type Receipt } from "@atelier/proto";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type {
+  GeneratedPicture,
+  GenerationReceipt,
+  HiresFixReceipt,
+  ImageFormatName,
+  ImageRequest,
+} from "./image-request.ts";
+import { samplerFromWire, samplerToWire } from "./samplers.ts";
+
+/** The request as a worker takes it. `callId` must be unique among the calls in flight, which a caller's own id is not. */
+export function requestToWire(request: ImageRequest, callId: string): MessageInitShape<typeof GenerateRequestSchema> {
+  return {
+    requestId: callId,
+    parameters: {
+      model: request.model,
+      prompt: request.prompt,
+      negativePrompt: request.negativePrompt,
+      width: request.width,
+      height: request.height,
+      steps: request.steps,
+      guidanceScale: request.guidanceScale,
+      sampler: samplerToWire(request.sampler),
+      seed: BigInt(request.seed),
+      numImages: request.numImages,
+    },
+    format: FORMATS[request.format],
+    quality: request.quality ?? 0,
+  };
+}
+
+export function pictureFromWire(image: GeneratedImage): GeneratedPicture {
+  const { data, mediaType, width, height, seed } = image;
+  return { data, mediaType, width, height, seed: Number(seed) };
+}
+
+/** @throws ServingError INTERNAL when the receipt is incomplete: it would not be enough to make the picture again. */
+export function receiptFromWire(receipt: Receipt | undefined): GenerationReceipt {
+  const parameters = receipt?.parameters;
+  const sampler = parameters && samplerFromWire(parameters.sampler);
+  if (receipt === undefined || parameters === undefined || sampler === undefined) {
+    throw new ServingError("INTERNAL", "the worker finished without a complete receipt");
+  }
+  const { times } = receipt;
+  return {
+    model: parameters.model,
+    modelDigest: receipt.modelDigest,
+    workerId: receipt.workerId,
+    device: receipt.device,
+    simulated: receipt.simulated,
+    prompt: parameters.prompt,
+    negativePrompt: parameters.negativePrompt,
+    width: parameters.width,
+    height: parameters.height,
+    steps: parameters.steps,
+    guidanceScale: parameters.guidanceScale,
+    sampler,
+    karrasSigmas: parameters.karrasSigmas,
+    seed: Number(parameters.seed),
+    numImages: parameters.numImages,
+    promptChunks: receipt.promptChunks,
+    hiresFix: hiresFixFromWire(receipt),
+    times: {
+      queueMs: times?.queueMs ?? 0,
+      textEncodeMs: times?.textEncodeMs ?? 0,
+      denoiseMs: times?.denoiseMs ?? 0,
+      imageDecodeMs: times?.imageDecodeMs ?? 0,
+    },
+  };
+}
+
+function hiresFixFromWire({ hiresFix }: Receipt): HiresFixReceipt | undefined {
+  if (hiresFix === undefined) return undefined;
+  const { nativeWidth, nativeHeight, strength, upscale } = hiresFix;
+  return { nativeWidth, nativeHeight, strength, upscale };
+}
+
+const FORMATS: Record<ImageFormatName, ImageFormat> = {
+  png: ImageFormat.PNG,
+  jpeg: ImageFormat.JPEG,
+  webp: ImageFormat.WEBP,
+};
