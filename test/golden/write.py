@@ -96,64 +96,72 @@ def sample(sampler: str, config: dict, steps: int, karras: bool, strength: float
     return arrays, {"initNoiseSigma": float(scheduler.init_noise_sigma), "startIndex": start}
 
 
+def sampler_cases(sampler: str):
+    """Yields (group, config, options): everything about a schedule that changes what this sampler does."""
+    karras = {"karras": True}
+    for prediction in ("epsilon", "v_prediction"):
+        config = {**SD15, "prediction_type": prediction}
+        for steps in (5, 20, 25, 50):
+            yield "steps", config, {"steps": steps}
+            if sampler in TAKES_KARRAS:
+                yield "Karras", config, {"steps": steps, **karras}
+        for strength in (0.35, 0.6, 0.95):
+            yield "image to image", config, {"strength": strength}
+        for spacing in ("leading", "trailing", "linspace"):
+            spaced = {**config, "timestep_spacing": spacing}
+            yield "spacing", spaced, {}
+            yield "spacing, 7 steps", spaced, {"steps": 7}
+            if sampler in TAKES_KARRAS:
+                yield "spacing, Karras", spaced, karras
+        for steps in (1, 48):
+            yield "odd step counts", config, {"steps": steps}
+        yield "linear betas", {**config, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}, {}
+        yield "last alpha is one", {**config, "set_alpha_to_one": True, "steps_offset": 0}, {}
+    yield "nothing configured", {"_class_name": "DDPMScheduler"}, {}
+    betas = [round(float(root) ** 2, 7) for root in np.linspace(0.03, 0.28, 60)]
+    yield "trained betas", {**SD15, "trained_betas": betas, "num_train_timesteps": 60}, {"steps": 12}
+    if sampler != "euler_a":  # whose class in diffusers does not know it
+        yield "sample prediction", {**SD15, "prediction_type": "sample"}, {}
+
+    velocity = {**SD15, "prediction_type": "v_prediction"}
+    for spacing in ("trailing", "linspace"):
+        zero_snr = {**velocity, "rescale_betas_zero_snr": True, "timestep_spacing": spacing}
+        yield "zero terminal SNR", zero_snr, {}
+        if sampler in TAKES_KARRAS:
+            yield "zero terminal SNR, Karras", zero_snr, karras
+    # The cosine schedule ends on a noise level of about 2,400, where a prediction of epsilon says next to nothing, and
+    # from which Euler's unspaced first step falls so far that float32 keeps four digits: hence "leading".
+    cosine = {**velocity, "beta_schedule": "squaredcos_cap_v2"}
+    yield "cosine betas", {**cosine, "timestep_spacing": "leading"}, {}
+
+    to_sigma_min = {**SD15, "final_sigmas_type": "sigma_min"}
+    if sampler in TAKES_KARRAS:
+        bounds = {"sigma_min": 0.1, "sigma_max": 10.0}
+        yield "cosine betas, Karras", cosine, karras
+        yield "exponential sigmas", {**SD15, "use_exponential_sigmas": True}, {}
+        yield "bounded sigmas", {**SD15, **bounds}, karras
+        yield "bounded sigmas", {**to_sigma_min, **bounds}, karras
+        yield "final sigma is the least", to_sigma_min, {}
+        yield "final sigma is the least", to_sigma_min, karras
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc"):
+        yield "order at the end", {**to_sigma_min, "lower_order_final": False}, {"steps": 10}
+        yield "order at the end", {**to_sigma_min, "lower_order_final": True}, {"steps": 10}
+        yield "order at the end", {**to_sigma_min, "euler_at_final": True}, {}
+        for spacing in ("trailing", "linspace", "leading"):
+            yield "clipped lambda", {**cosine, "lambda_min_clipped": -5.1, "timestep_spacing": spacing}, {}
+    if sampler in ("ddim", "lcm"):
+        yield "clipped x0", {**SD15, "clip_sample": True, "clip_sample_range": 1.5}, {}
+    if sampler == "lcm":
+        yield "few steps", {**SD15, "original_inference_steps": 100, "timestep_scaling": 5.0}, {"steps": 4}
+
+
 def write_samplers() -> None:
     golden = GoldenFile("samplers")
-
-    def case(group: str, sampler: str, config: dict, steps: int = 20, karras: bool = False, strength: float = 1.0):
-        arrays, facts = sample(sampler, config, steps, karras, strength)
-        about = {"group": group, "sampler": sampler, "steps": steps, "karras": karras, "strength": strength}
-        golden.add(arrays, **about, config=config, **facts)
-
     for sampler in SCHEDULERS:
-        for prediction in ("epsilon", "v_prediction"):
-            config = {**SD15, "prediction_type": prediction}
-            for steps in (5, 20, 25, 50):
-                case("steps", sampler, config, steps)
-            if sampler in TAKES_KARRAS:
-                for steps in (5, 20, 25, 50):
-                    case("Karras", sampler, config, steps, karras=True)
-            for strength in (0.35, 0.6, 0.95):
-                case("image to image", sampler, config, strength=strength)
-            for spacing in ("leading", "trailing", "linspace"):
-                case("spacing", sampler, {**config, "timestep_spacing": spacing})
-            case("odd step counts", sampler, {**config, "timestep_spacing": "trailing"}, steps=7)
-            case("odd step counts", sampler, config, steps=1)
-            case("odd step counts", sampler, config, steps=48)
-            case("linear betas", sampler, {**config, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
-            case("all alphas to one", sampler, {**config, "set_alpha_to_one": True, "steps_offset": 0})
-        for spacing in ("trailing", "linspace"):
-            zero_snr = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": spacing}
-            case("zero terminal SNR", sampler, {**SD15, **zero_snr})
-        # The cosine schedule ends on a noise level of about 2,400, where a prediction of epsilon says next to nothing,
-        # and from which Euler's unspaced first step falls so far that float32 keeps four digits: hence "leading".
-        cosine = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-        case("cosine betas", sampler, {**SD15, **cosine, "timestep_spacing": "leading"})
-        if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc"):
-            for spacing in ("trailing", "linspace", "leading"):
-                clipped = {"lambda_min_clipped": -5.1, "timestep_spacing": spacing}
-                case("clipped lambda", sampler, {**SD15, **cosine, **clipped})
-        if sampler != "euler_a":
-            case("sample prediction", sampler, {**SD15, "prediction_type": "sample"})
-        betas = [round(float(root) ** 2, 7) for root in np.linspace(0.03, 0.28, 60)]
-        case("trained betas", sampler, {**SD15, "trained_betas": betas, "num_train_timesteps": 60}, steps=12)
-        if sampler in TAKES_KARRAS:
-            case("exponential sigmas", sampler, {**SD15, "use_exponential_sigmas": True})
-            case("cosine betas, Karras", sampler, {**SD15, **cosine}, karras=True)
-            case("zero terminal SNR, Karras", sampler, {**SD15, **zero_snr}, karras=True)
-        if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "euler", "unipc"):
-            case("final sigma is the least", sampler, {**SD15, "final_sigmas_type": "sigma_min"})
-            case("final sigma is the least", sampler, {**SD15, "final_sigmas_type": "sigma_min"}, karras=True)
-        if sampler in ("euler", "unipc"):
-            case("bounded sigmas", sampler, {**SD15, "sigma_min": 0.1, "sigma_max": 10.0}, karras=True)
-        if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc"):
-            to_sigma_min = {**SD15, "final_sigmas_type": "sigma_min"}
-            case("higher order to the end", sampler, {**to_sigma_min, "lower_order_final": False}, steps=10)
-            case("lower order at the end", sampler, {**to_sigma_min, "lower_order_final": True}, steps=10)
-            case("lower order at the end", sampler, {**to_sigma_min, "euler_at_final": True})
-        if sampler in ("ddim", "lcm"):
-            case("clipped x0", sampler, {**SD15, "clip_sample": True, "clip_sample_range": 1.5})
-        if sampler == "lcm":
-            case("few steps", sampler, {**SD15, "original_inference_steps": 100, "timestep_scaling": 5.0}, steps=4)
+        for group, config, options in sampler_cases(sampler):
+            options = {"steps": 20, "karras": False, "strength": 1.0, **options}
+            arrays, facts = sample(sampler, config, **options)
+            golden.add(arrays, group=group, sampler=sampler, **options, config=config, **facts)
     golden.write("test/golden/write.py", shape=list(SHAPE), seed=SEED, cleanSeed=SEED + 1)
 
 
@@ -192,7 +200,7 @@ def write_schedules() -> None:
 def write_upscales() -> None:
     golden = GoldenFile("upscales")
     for mode in ("nearest", "bilinear", "bicubic"):
-        sides = ((4, 4), (8, 8)), ((4, 6), (6, 9)), ((5, 4), (13, 7)), ((4, 4), (4, 4)), ((6, 6), (4, 5)), ((3, 5), (41, 49))
+        sides = ((4, 4), (8, 8)), ((4, 6), (6, 9)), ((5, 4), (13, 7)), ((4, 4), (4, 4)), ((6, 6), (4, 5)), ((2, 14), (2, 46))
         for source, target in sides:
             latent = randn(SEED, 1, 4, *source)
             corners = {} if mode == "nearest" else {"align_corners": False, "antialias": False}

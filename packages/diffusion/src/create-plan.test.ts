@@ -2,7 +2,7 @@ import { ServingError } from "@atelier/core";
 import { describe, expect, it } from "vitest";
 import { createPlan, KARRAS_SAMPLERS, SAMPLERS } from "./create-plan.ts";
 import { EMPTY_HISTORY, type SamplerHistory, type SamplerPlan } from "./sampler-plan.ts";
-import { readSchedulerConfig } from "./scheduler-config.ts";
+import { readSchedulerConfig, type SchedulerConfig } from "./scheduler-config.ts";
 import { TorchGenerator } from "./torch-generator.ts";
 
 /** That the numbers are diffusers' is held by test/golden/samplers.test.ts; here is what our form of sampler adds. */
@@ -103,6 +103,15 @@ describe("createPlan", () => {
     const schedule = readSchedulerConfig({ ...SD15, use_karras_sigmas: true });
     expect(createPlan({ sampler: "euler", steps: 8, schedule }).timesteps).not.toEqual(plain);
     expect(createPlan({ sampler: "euler", steps: 8, schedule, karras: false }).timesteps).toEqual(plain);
+  });
+
+  it("puts Karras spacing in the place of the bundle's exponential one, and gives that back when told not to", () => {
+    const exponential = readSchedulerConfig({ ...SD15, use_exponential_sigmas: true });
+    const timesteps = (schedule: SchedulerConfig, karras?: boolean) =>
+      createPlan({ sampler: "euler", steps: 8, schedule, karras }).timesteps;
+    expect(timesteps(exponential, true)).toEqual(timesteps(SD15, true));
+    expect(timesteps(exponential, false)).toEqual(timesteps(exponential));
+    expect(timesteps(exponential)).not.toEqual(timesteps(SD15));
   });
 
   it("says how many steps a distilled model has when lcm is asked for more", () => {

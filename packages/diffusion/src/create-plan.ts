@@ -68,5 +68,5 @@ function withKarras(sampler: SamplerName, schedule: SchedulerConfig, karras: boo
     const message = `karras_sigmas: ${sampler} has no Karras spacing; ${KARRAS_SAMPLERS.join(", ")} do`;
     throw new ServingError("INVALID_REQUEST", message, { field: "karras_sigmas" });
   }
-  return { ...schedule, use_karras_sigmas: karras, use_exponential_sigmas: !karras && schedule.use_exponential_sigmas };
+  return { ...schedule, use_karras_sigmas: karras };
 }

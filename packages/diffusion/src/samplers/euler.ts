@@ -99,5 +99,5 @@ function ratiosOf(config: SchedulerConfig): Float32Array {
 function spacedTimesteps(config: SchedulerConfig, steps: number, ratios: Float32Array): number[] {
   const spacing = config.timestep_spacing ?? "linspace";
   const options = { spacing, steps, trainSteps: ratios.length, stepsOffset: config.steps_offset ?? 0 };
-  return timestepsWithEnd(options).map(Math.fround); // torch holds them in float32 before it reads the ratios
+  return timestepsWithEnd(options);
 }

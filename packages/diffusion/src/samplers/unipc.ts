@@ -72,8 +72,7 @@ export class UniPcPlan implements SamplerPlan {
     const [x0, previousX0] = x0s;
     const pull = -to.alpha * Math.expm1(-h);
     const corrected = mix(to.sigma / from.sigma, lastLatent, pull, x0!);
-    const secondOrder = previousX0 !== undefined && this.#orderCap(stepIndex - 1) >= 2;
-    if (!secondOrder) return addDifference(corrected, pull * 0.5, newX0, x0!);
+    if (previousX0 === undefined) return addDifference(corrected, pull * 0.5, newX0, x0!);
 
     const lookBack = this.#lookBack(stepIndex - 1);
     const { back, ahead } = correctorWeights(h, lookBack);
