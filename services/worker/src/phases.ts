@@ -1,0 +1,69 @@
+import { type LatentShape, latentShape, type SamplerPlan, type UpscaleMode } from "@atelier/diffusion";
+import type { BundleManifest } from "./bundle/index.ts";
+import type { RefinePhase } from "./stages/denoise-job.ts";
+
+/** How an image larger than its model was trained for is made; the receipt repeats it. */
+export interface HiresFix {
+  readonly nativeWidth: number;
+  readonly nativeHeight: number;
+  readonly strength: number;
+  readonly upscale: UpscaleMode;
+}
+
+/** The passes over one image: one, or two where the hires fix applies. */
+export interface Phases {
+  /** Of the first pass. */
+  readonly shape: LatentShape;
+  readonly refine: RefinePhase | undefined;
+  readonly hiresFix: HiresFix | undefined;
+  /** Of both passes together. */
+  readonly steps: number;
+}
+
+interface Size {
+  readonly width: number;
+  readonly height: number;
+}
+
+/**
+ * Plans the passes for an image of `size` pixels. Above `hiresFix.abovePixels` of the manifest: first at about the
+ * native pixel count with the same aspect, then image to image at the size asked for.
+ */
+export function planPhases(
+  size: Size,
+  manifest: Pick<BundleManifest, "nativeSize" | "sizeMultiple" | "sizeMin" | "hiresFix">,
+  plan: Pick<SamplerPlan, "stepCount" | "startIndex">,
+  channels: number,
+): Phases {
+  const single = { shape: latentShape({ ...size, channels }), refine: undefined, hiresFix: undefined, steps: plan.stepCount };
+  const { hiresFix } = manifest;
+  if (hiresFix === undefined || size.width * size.height <= hiresFix.abovePixels) return single;
+  const native = nativeSizeFor(size, manifest, hiresFix.latentScaleMax ?? Infinity);
+  if (native.width === size.width && native.height === size.height) return single;
+
+  const { strength, upscale } = hiresFix;
+  const firstStep = refineFrom(plan, strength);
+  return {
+    shape: latentShape({ ...native, channels }),
+    refine: { shape: single.shape, upscale, firstStep },
+    hiresFix: { nativeWidth: native.width, nativeHeight: native.height, strength, upscale },
+    steps: plan.stepCount + (plan.stepCount - firstStep),
+  };
+}
+
+/** `size` brought down to the native pixel count: same aspect, up to the multiple; neither side below the least. */
+function nativeSizeFor(
+  { width, height }: Size,
+  { nativeSize, sizeMultiple, sizeMin }: Pick<BundleManifest, "nativeSize" | "sizeMultiple" | "sizeMin">,
+  scaleMax: number,
+): Size {
+  const toNative = Math.sqrt((width * height) / (nativeSize.width * nativeSize.height));
+  const scale = Math.max(1, Math.min(toNative, scaleMax, width / sizeMin, height / sizeMin));
+  const side = (pixels: number) => Math.max(1, Math.round(pixels / scale / sizeMultiple)) * sizeMultiple;
+  return { width: side(width), height: side(height) };
+}
+
+/** With few steps a strength may leave none; one is always made, since a latent that was only upscaled is blurred. */
+function refineFrom(plan: Pick<SamplerPlan, "stepCount" | "startIndex">, strength: number): number {
+  return Math.trunc(plan.stepCount * strength) >= 1 ? plan.startIndex(strength) : plan.stepCount - 1;
+}

@@ -1,0 +1,395 @@
+import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
+import { Backlog } from "./backlog.ts";
+import type { DeviceSpec } from "./device/device.ts";
+import { allOf, type Model, readModels } from "./models.ts";
+import { type HiresFix, type Phases, planPhases } from "./phases.ts";
+import { checkRequest, type GenerationRequest } from "./request.ts";
+import type { Conditioning } from "./stages/denoise-job.ts";
+import { type EncodedImage, QUALITY_DEFAULT } from "./stages/image-file.ts";
+import { StepTimes } from "./step-times.ts";
+import type { DenoiseReport } from "./threads/denoise.thread.ts";
+import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
+
+export interface PipelineOptions {
+  /** Bundle folders; each is opened at the start. */
+  readonly bundleDirs: readonly string[];
+  readonly device: DeviceSpec;
+  readonly limits: PipelineLimits;
+  /** Hears of every U-Net run and finished stage, for metrics. */
+  readonly observer?: PipelineObserver;
+  /** A bug has ended a stage. The process cannot go on. */
+  readonly onFatal: (error: Error) => void;
+  readonly clock?: Clock;
+}
+
+export interface PipelineLimits {
+  /** Requests accepted and not finished; one more is refused. */
+  readonly queueMax: number;
+  /** Images in one U-Net run. */
+  readonly stepBatchMax: number;
+}
+
+export interface PipelineObserver {
+  ran(report: DenoiseReport): void;
+  stageTook(stage: Stage, ms: number): void;
+}
+
+export type Stage = "text_encode" | "denoise" | "image_decode";
+
+/** How a request is made to stop, and where it says how it is getting on. */
+export interface GenerationCall {
+  /** Its reason, a ServingError, is what the request fails with. */
+  readonly signal: AbortSignal;
+  readonly deadline: Deadline;
+  readonly onEvent: (event: GenerationEvent) => void;
+}
+
+export type GenerationEvent =
+  | { readonly type: "accepted"; readonly backlogMs: number; readonly stepsTotal: number }
+  | { readonly type: "progress"; readonly stage: Stage; readonly imageIndex: number; readonly stepsDone: number }
+  | { readonly type: "image"; readonly imageIndex: number; readonly seed: bigint; readonly image: EncodedImage };
+
+export interface GenerationOutcome {
+  readonly modelDigest: string;
+  readonly hiresFix: HiresFix | undefined;
+  readonly promptChunks: number;
+  readonly times: GenerationTimes;
+}
+
+/** Wall milliseconds from stage to stage; `queueMs` is how much of them passed in waiting for the first two stages. */
+export interface GenerationTimes {
+  readonly queueMs: number;
+  readonly textEncodeMs: number;
+  readonly denoiseMs: number;
+  readonly imageDecodeMs: number;
+}
+
+export interface PipelineState {
+  readonly requestsInFlight: number;
+  readonly requestsFree: number;
+  readonly backlogMs: number;
+  /** Learned milliseconds of one step of one image with guidance at the model's native size, by model. */
+  readonly stepMs: ReadonlyMap<string, number>;
+}
+
+/**
+ * Reads the bundles, starts the three stages, and opens every network in them.
+ *
+ * @throws ServingError INVALID_BUNDLE or DEVICE_UNAVAILABLE: everything that is wrong, in one message.
+ */
+export async function createPipeline(options: PipelineOptions): Promise<Pipeline> {
+  const models = await readModels(options.bundleDirs);
+  const times = new StepTimes();
+  const backlog = new Backlog(times);
+  // The threads report before the pipeline exists; nothing runs in them before it does.
+  let pipeline: Pipeline | undefined;
+  const threads = await openStageThreads({
+    ...options,
+    models,
+    onReport: (report) => pipeline?.heardReport(report),
+  }).catch((error: unknown) => {
+    throw error instanceof AggregateError ? allOf(error.errors) : error;
+  });
+  pipeline = new Pipeline(options, { models, threads, times, backlog });
+  return pipeline;
+}
+
+/** Text encode -> denoise -> image decode. Admits requests, takes each through the stages, and knows what is left. */
+export class Pipeline {
+  readonly models: ReadonlyMap<string, Model>;
+  readonly #threads: StageThreads;
+  readonly #times: StepTimes;
+  readonly #backlog: Backlog;
+  readonly #limits: PipelineLimits;
+  readonly #observer: PipelineObserver | undefined;
+  readonly #clock: Clock;
+  readonly #stop = new AbortController();
+  readonly #inFlight = new Map<string, Running>();
+  readonly #listeners = new Set<() => void>();
+
+  constructor(
+    { limits, observer, clock = systemClock }: PipelineOptions,
+    parts: { models: ReadonlyMap<string, Model>; threads: StageThreads; times: StepTimes; backlog: Backlog },
+  ) {
+    this.models = parts.models;
+    this.#threads = parts.threads;
+    this.#times = parts.times;
+    this.#backlog = parts.backlog;
+    this.#limits = limits;
+    this.#observer = observer;
+    this.#clock = clock;
+  }
+
+  /**
+   * Makes the images of one request; events come in order. Rejects once every stage has let go of it.
+   *
+   * @throws ServingError INVALID_REQUEST, MODEL_NOT_FOUND, OVERLOADED before "accepted"; DEADLINE_EXCEEDED,
+   *   NUMERIC_FAILURE, OUT_OF_MEMORY or the signal's reason after it.
+   */
+  async generate(request: GenerationRequest, call: GenerationCall): Promise<GenerationOutcome> {
+    const { model, phases } = this.#plan(request);
+    call.deadline.check("starting the request");
+    const running = this.#admit(request, call, model, phases);
+    try {
+      return await this.#run(running);
+    } finally {
+      this.#inFlight.delete(request.id);
+      for (const id of running.jobIds) this.#backlog.remove(id);
+      this.#changed();
+    }
+  }
+
+  get state(): PipelineState {
+    const requestsInFlight = this.#inFlight.size;
+    return {
+      requestsInFlight,
+      requestsFree: Math.max(0, this.#limits.queueMax - requestsInFlight),
+      backlogMs: this.#backlog.totalMs,
+      stepMs: new Map([...this.models.values()].map(({ bundle }) => [bundle.id, 2 * this.#nativeMsPerRow(bundle)])),
+    };
+  }
+
+  /** Calls `listener` whenever the state has changed; the result takes it back. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Makes one small picture with each model: what onnxruntime allocates at first use, and the first step time. */
+  async warmUp(): Promise<void> {
+    for (const { bundle } of this.models.values()) {
+      const { id, manifest } = bundle;
+      await this.generate(
+        {
+          id: `warm-up-${id}`,
+          model: id,
+          prompt: "warm-up",
+          negativePrompt: "",
+          ...manifest.nativeSize,
+          steps: 3, // the first is not learned from, the second is
+          guidanceScale: 2,
+          sampler: manifest.defaultSampler,
+          karras: false,
+          seed: 0n,
+          numImages: 1,
+          encoding: { format: "png", quality: QUALITY_DEFAULT },
+        },
+        { signal: this.#stop.signal, deadline: Deadline.after(this.#clock, WARM_UP_MAX_MS), onEvent: () => {} },
+      );
+    }
+  }
+
+  /** Resolves when nothing is in flight. */
+  async idle(): Promise<void> {
+    while (this.#inFlight.size > 0) {
+      await new Promise<void>((resolve) => {
+        const off = this.onChange(() => {
+          off();
+          resolve();
+        });
+      });
+    }
+  }
+
+  /** Takes every request in flight back, with `reason`, and admits nothing from now on. */
+  stop(reason: ServingError): void {
+    this.#stop.abort(reason);
+  }
+
+  /** Waits for what runs, releases every network and ends the threads. */
+  async close(): Promise<void> {
+    this.stop(new ServingError("DRAINING", "the worker is stopping"));
+    await this.idle();
+    await this.#threads.close();
+  }
+
+  /** One U-Net run: what was learned, and who got on. Called by the denoise thread's reports. */
+  heardReport(report: DenoiseReport): void {
+    this.#times.observe(report);
+    this.#observer?.ran(report);
+    for (const { id, stepsDone } of report.steps) {
+      this.#backlog.progress(id, stepsDone);
+      const { running, imageIndex } = parseJobId(id, this.#inFlight);
+      if (running === undefined) continue;
+      running.stepsDone[imageIndex] = stepsDone;
+      running.call.onEvent({ type: "progress", stage: "denoise", imageIndex, stepsDone: running.totalStepsDone });
+    }
+    this.#changed();
+  }
+
+  #plan(request: GenerationRequest): { model: Model; phases: Phases } {
+    const model = this.models.get(request.model);
+    if (model === undefined) {
+      const known = [...this.models.keys()].join(", ");
+      throw new ServingError("MODEL_NOT_FOUND", `model "${request.model}" is not here; this worker has ${known}`, {
+        field: "model",
+      });
+    }
+    checkRequest(request, model.limits);
+    const plan = model.plans.get(request);
+    return { model, phases: planPhases(request, model.bundle.manifest, plan, model.bundle.latentChannels) };
+  }
+
+  #admit(request: GenerationRequest, call: GenerationCall, model: Model, phases: Phases): Running {
+    if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
+    if (this.#inFlight.has(request.id)) {
+      throw new ServingError("INVALID_REQUEST", `request_id ${request.id}: a request of this id is in flight`, {
+        field: "request_id",
+      });
+    }
+    if (this.#inFlight.size >= this.#limits.queueMax) {
+      throw new ServingError("OVERLOADED", `${this.#limits.queueMax} requests are in flight, which is the most`);
+    }
+    const running = new Running(request, call, model, phases);
+    this.#inFlight.set(request.id, running);
+    for (const id of running.jobIds) this.#backlog.add(id, running.jobWork);
+    this.#changed();
+    const stepsTotal = phases.steps * request.numImages;
+    call.onEvent({ type: "accepted", backlogMs: this.#backlog.totalMs, stepsTotal });
+    return running;
+  }
+
+  async #run(running: Running): Promise<GenerationOutcome> {
+    const { request, call, model, phases } = running;
+    const failed = new AbortController(); // one image that fails takes the others of its request with it
+    const signal = AbortSignal.any([call.signal, this.#stop.signal, failed.signal]);
+    const acceptedAtMs = this.#clock.nowMs();
+    call.onEvent({ type: "progress", stage: "text_encode", imageIndex: 0, stepsDone: 0 });
+    const text = await this.#threads.textEncode.run(
+      request.id,
+      {
+        model: request.model,
+        prompt: request.prompt,
+        negativePrompt: running.guided ? request.negativePrompt : undefined,
+        deadlineAtMs: call.deadline.atMs,
+      },
+      { signal },
+    );
+    const encodedAtMs = this.#clock.nowMs();
+
+    const images = running.jobIds.map((_, imageIndex) =>
+      this.#makeImage(running, imageIndex, text.conditioning, signal).catch((error: unknown) => {
+        failed.abort(error);
+        throw error;
+      }),
+    );
+    const made = await Promise.allSettled(images);
+    if (failed.signal.aborted) throw toServingError(failed.signal.reason);
+    const done = made.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
+
+    const startedAtMs = Math.min(...done.map((image) => image.startedAtMs));
+    const denoisedAtMs = Math.max(...done.map((image) => image.denoisedAtMs));
+    const times = {
+      queueMs: text.startedAtMs - acceptedAtMs + (startedAtMs - encodedAtMs),
+      textEncodeMs: encodedAtMs - acceptedAtMs,
+      denoiseMs: denoisedAtMs - encodedAtMs,
+      imageDecodeMs: this.#clock.nowMs() - denoisedAtMs,
+    };
+    this.#observer?.stageTook("text_encode", times.textEncodeMs);
+    this.#observer?.stageTook("denoise", times.denoiseMs);
+    this.#observer?.stageTook("image_decode", times.imageDecodeMs);
+    return { modelDigest: model.bundle.digest, hiresFix: phases.hiresFix, promptChunks: text.promptChunks, times };
+  }
+
+  async #makeImage(running: Running, imageIndex: number, conditioning: Conditioning, signal: AbortSignal) {
+    const { request, call, model, phases } = running;
+    const { scalingFactor, shiftFactor = 0 } = model.bundle;
+    const id = running.jobIds[imageIndex]!;
+    const seed = request.seed + BigInt(imageIndex);
+    const deadlineAtMs = call.deadline.atMs;
+    const { sampler, steps, karras, guidanceScale } = request;
+
+    const { latent, startedAtMs } = await this.#threads.denoise.run(
+      id,
+      {
+        model: request.model,
+        plan: { sampler, steps, karras },
+        shape: phases.shape,
+        refine: phases.refine,
+        conditioning,
+        guidanceScale,
+        seed,
+        deadlineAtMs,
+      },
+      { signal },
+    );
+    const denoisedAtMs = this.#clock.nowMs();
+    call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
+
+    try {
+      const image = await this.#threads.imageDecode.run(
+        id,
+        {
+          model: request.model,
+          latent,
+          shape: phases.refine?.shape ?? phases.shape,
+          scaling: { scalingFactor, shiftFactor },
+          encoding: request.encoding,
+          deadlineAtMs,
+        },
+        { signal, transfer: [latent.buffer] },
+      );
+      if (signal.aborted) throw toServingError(signal.reason);
+      call.onEvent({ type: "image", imageIndex, seed, image });
+      return { startedAtMs, denoisedAtMs };
+    } finally {
+      this.#threads.denoise.tell({ taken: 1 });
+    }
+  }
+
+  #nativeMsPerRow({ id, manifest, latentChannels }: Model["bundle"]): number {
+    const { width, height } = manifest.nativeSize;
+    return this.#times.msPerRow(id, { channels: latentChannels, width: width / 8, height: height / 8 });
+  }
+
+  #changed(): void {
+    for (const listener of [...this.#listeners]) listener();
+  }
+}
+
+/** A slow device may compile the networks at first use. */
+const WARM_UP_MAX_MS = 10 * 60_000;
+
+/** A request in flight. */
+class Running {
+  readonly request: GenerationRequest;
+  readonly call: GenerationCall;
+  readonly model: Model;
+  readonly phases: Phases;
+  readonly jobIds: readonly string[];
+  /** By image. */
+  readonly stepsDone: number[];
+
+  constructor(request: GenerationRequest, call: GenerationCall, model: Model, phases: Phases) {
+    this.request = request;
+    this.call = call;
+    this.model = model;
+    this.phases = phases;
+    this.jobIds = Array.from({ length: request.numImages }, (_, i) => `${request.id}#${i}`);
+    this.stepsDone = this.jobIds.map(() => 0);
+  }
+
+  /** At a scale of 1 and below guidance has nothing to add, and a step takes one row instead of two. */
+  get guided(): boolean {
+    return this.request.guidanceScale > 1;
+  }
+
+  get totalStepsDone(): number {
+    return this.stepsDone.reduce((sum, steps) => sum + steps, 0);
+  }
+
+  get jobWork() {
+    const { shape, refine, steps } = this.phases;
+    const refineSteps = refine === undefined ? 0 : steps - this.request.steps;
+    const passes = [
+      { shape, steps: steps - refineSteps },
+      ...(refine === undefined ? [] : [{ shape: refine.shape, steps: refineSteps }]),
+    ];
+    return { model: this.request.model, rows: this.guided ? 2 : 1, passes };
+  }
+}
+
+function parseJobId(id: string, inFlight: ReadonlyMap<string, Running>) {
+  const at = id.lastIndexOf("#");
+  return { running: inFlight.get(id.slice(0, at)), imageIndex: Number(id.slice(at + 1)) };
+}

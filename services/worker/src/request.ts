@@ -1,0 +1,86 @@
+import { checkPromptText, ServingError } from "@atelier/core";
+import type { SamplerName } from "@atelier/diffusion";
+import type { BundleManifest } from "./bundle/index.ts";
+import type { ImageEncoding } from "./stages/image-file.ts";
+
+/** What a caller asks for, every default applied. */
+export interface GenerationRequest {
+  /** Unique among requests in flight. */
+  readonly id: string;
+  readonly model: string;
+  readonly prompt: string;
+  readonly negativePrompt: string;
+  readonly width: number;
+  readonly height: number;
+  readonly steps: number;
+  readonly guidanceScale: number;
+  readonly sampler: SamplerName;
+  /** Karras spacing of the noise levels; false leaves the bundle's own. */
+  readonly karras: boolean;
+  /** Image i uses seed + i. */
+  readonly seed: bigint;
+  readonly numImages: number;
+  readonly encoding: ImageEncoding;
+}
+
+export interface RequestLimits {
+  readonly sizeMin: number;
+  readonly sizeMax: number;
+  readonly sizeMultiple: number;
+  readonly pixelsMax: number;
+  readonly stepsMax: number;
+  readonly guidanceScaleMax: number;
+  readonly numImagesMax: number;
+}
+
+const SEED_MAX = 2n ** 64n - 1n;
+
+export function requestLimits(manifest: BundleManifest): RequestLimits {
+  return {
+    sizeMin: manifest.sizeMin,
+    sizeMax: manifest.sizeMax,
+    sizeMultiple: manifest.sizeMultiple,
+    pixelsMax: manifest.sizeMax ** 2,
+    stepsMax: 150,
+    guidanceScaleMax: 30, // beyond it every model we know saturates; a typing error is likelier
+    numImagesMax: 8,
+  };
+}
+
+/**
+ * Whether the model can make this. The gateway asks the same earlier; a worker does not rely on it.
+ *
+ * @throws ServingError INVALID_REQUEST naming the field, its value and what is allowed.
+ */
+export function checkRequest(request: GenerationRequest, limits: RequestLimits): void {
+  checkPromptText(request.prompt, { field: "prompt" });
+  checkPromptText(request.negativePrompt, { field: "negative_prompt", emptyAllowed: true });
+  checkSide("width", request.width, limits);
+  checkSide("height", request.height, limits);
+  if (request.width * request.height > limits.pixelsMax) {
+    const size = `${request.width}x${request.height}`;
+    throw refused("width", size, `an image has at most ${limits.pixelsMax} pixels`);
+  }
+  checkNumber("steps", request.steps, { min: 1, max: limits.stepsMax, whole: true });
+  checkNumber("guidance_scale", request.guidanceScale, { min: 0, max: limits.guidanceScaleMax, whole: false });
+  checkNumber("num_images", request.numImages, { min: 1, max: limits.numImagesMax, whole: true });
+  checkNumber("quality", request.encoding.quality, { min: 1, max: 100, whole: true });
+  if (request.seed < 0n || request.seed + BigInt(request.numImages - 1) > SEED_MAX) {
+    throw refused("seed", String(request.seed), `seed and seed + num_images - 1 are within 0..${SEED_MAX}`);
+  }
+}
+
+function checkSide(field: string, value: number, { sizeMin, sizeMax, sizeMultiple }: RequestLimits): void {
+  if (Number.isInteger(value) && value >= sizeMin && value <= sizeMax && value % sizeMultiple === 0) return;
+  throw refused(field, String(value), `a multiple of ${sizeMultiple} within ${sizeMin}..${sizeMax}`);
+}
+
+function checkNumber(field: string, value: number, range: { min: number; max: number; whole: boolean }): void {
+  const { min, max, whole } = range;
+  if (value >= min && value <= max && (!whole || Number.isInteger(value))) return;
+  throw refused(field, String(value), `a ${whole ? "whole " : ""}number within ${min}..${max}`);
+}
+
+function refused(field: string, value: string, allowed: string): ServingError {
+  return new ServingError("INVALID_REQUEST", `${field} ${value}: ${allowed}`, { field });
+}

@@ -1,0 +1,158 @@
+import { type Deadline, invariant, ServingError } from "@atelier/core";
+import {
+  EMPTY_HISTORY,
+  guide,
+  type LatentShape,
+  latentSize,
+  type SamplerHistory,
+  type SamplerPlan,
+  TorchGenerator,
+  type UpscaleMode,
+  upscaleLatent,
+} from "@atelier/diffusion";
+import type { StepJob, UnetRow } from "./denoise.ts";
+
+/** Text embeddings of one request, shared by its images. */
+export interface Conditioning {
+  readonly sequenceLength: number;
+  /** [sequenceLength, width], flat. */
+  readonly prompt: Float32Array;
+  /** The same of the negative prompt; undefined where there is no guidance. */
+  readonly negative: Float32Array | undefined;
+}
+
+/** The second phase of a two-phase generation: the same picture, refined at a larger size. */
+export interface RefinePhase {
+  readonly shape: LatentShape;
+  readonly upscale: UpscaleMode;
+  /** Step of the plan at which image to image starts. */
+  readonly firstStep: number;
+}
+
+export interface DenoiseJobOptions {
+  readonly id: string;
+  readonly model: string;
+  readonly plan: SamplerPlan;
+  readonly shape: LatentShape;
+  readonly refine: RefinePhase | undefined;
+  readonly conditioning: Conditioning;
+  readonly guidanceScale: number;
+  readonly seed: bigint;
+  readonly deadline: Deadline;
+}
+
+/**
+ * One image between noise and finished latent.
+ *
+ * What changes from step to step is small and plain: phase, step index, latent, sampler history and the position of
+ * the noise generator.
+ */
+export class DenoiseJob implements StepJob {
+  readonly id: string;
+  readonly model: string;
+  readonly sequenceLength: number;
+  readonly #options: DenoiseJobOptions;
+  readonly #generator: TorchGenerator;
+  #phase: 0 | 1 = 0;
+  #stepIndex = 0;
+  #stepsDone = 0;
+  #latent: Float32Array;
+  #history: SamplerHistory = EMPTY_HISTORY;
+  #cancelled = false;
+
+  constructor(options: DenoiseJobOptions) {
+    this.id = options.id;
+    this.model = options.model;
+    this.sequenceLength = options.conditioning.sequenceLength;
+    this.#options = options;
+    this.#generator = new TorchGenerator(options.seed);
+    const { initNoiseSigma } = options.plan;
+    this.#latent = this.#generator.randn(latentSize(options.shape)).map((x) => x * initNoiseSigma);
+  }
+
+  get shape(): LatentShape {
+    return this.#phase === 0 || this.#options.refine === undefined ? this.#options.shape : this.#options.refine.shape;
+  }
+
+  /** Steps made, both phases together. */
+  get stepsDone(): number {
+    return this.#stepsDone;
+  }
+
+  get done(): boolean {
+    const lastPhase = this.#options.refine === undefined ? 0 : 1;
+    return this.#phase === lastPhase && this.#stepIndex === this.#options.plan.stepCount;
+  }
+
+  get ended(): ServingError | undefined {
+    if (this.#cancelled) return new ServingError("CANCELLED", "the caller took the request back");
+    if (this.#options.deadline.passed) {
+      return new ServingError("DEADLINE_EXCEEDED", `no time left after ${this.#stepsDone} steps`);
+    }
+    return undefined;
+  }
+
+  /** Takes effect before the next step. */
+  cancel(): void {
+    this.#cancelled = true;
+  }
+
+  /** The finished latent, in VAE units. */
+  get latent(): Float32Array {
+    invariant(this.done, "only a finished job has a latent to decode");
+    return this.#latent;
+  }
+
+  rows(): readonly UnetRow[] {
+    const { plan, conditioning } = this.#options;
+    const sample = plan.modelInput(this.#latent, this.#stepIndex);
+    const timestep = plan.timesteps[this.#stepIndex]!;
+    const withPrompt = { sample, timestep, conditioning: conditioning.prompt };
+    if (conditioning.negative === undefined) return [withPrompt];
+    return [{ sample, timestep, conditioning: conditioning.negative }, withPrompt];
+  }
+
+  advance(predictions: readonly Float32Array[]): void {
+    const { plan } = this.#options;
+    const { latent, history } = plan.step({
+      stepIndex: this.#stepIndex,
+      latent: this.#latent,
+      modelOutput: this.#guided(predictions),
+      history: this.#history,
+      noise: () => this.#generator.randn(this.#latent.length),
+    });
+    if (!allFinite(latent)) {
+      throw new ServingError("NUMERIC_FAILURE", `step ${this.#stepsDone + 1} gave NaN or an infinity in the latent`);
+    }
+    this.#latent = latent;
+    this.#history = history;
+    this.#stepIndex += 1;
+    this.#stepsDone += 1;
+    if (this.#phase === 0 && this.#stepIndex === plan.stepCount && this.#options.refine) this.#enlarge(this.#options.refine);
+  }
+
+  /** A new array: samplers keep predictions in their history, and the device's own holds only until its next run. */
+  #guided(predictions: readonly Float32Array[]): Float32Array {
+    const [first, second] = predictions;
+    invariant(first !== undefined, "a job has at least one row");
+    if (second === undefined) return first.slice();
+    return guide(first, second, this.#options.guidanceScale);
+  }
+
+  /** From the clean native latent to a noisy one at the larger size. Noise goes on from the same generator. */
+  #enlarge(refine: RefinePhase): void {
+    const clean = upscaleLatent(this.#latent, this.#options.shape, refine.shape, refine.upscale);
+    const noise = this.#generator.randn(clean.length);
+    this.#latent = this.#options.plan.addNoise(clean, noise, refine.firstStep);
+    this.#history = EMPTY_HISTORY;
+    this.#stepIndex = refine.firstStep;
+    this.#phase = 1;
+  }
+}
+
+/** NaN and the infinities make a sum that is not finite; opposite infinities make NaN. */
+function allFinite(values: Float32Array): boolean {
+  let sum = 0;
+  for (const value of values) sum += value;
+  return Number.isFinite(sum);
+}

@@ -1,0 +1,103 @@
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { parentPort, type Transferable, workerData } from "node:worker_threads";
+import { invariant } from "@atelier/core";
+import { type FromThread, failureOf, type ToThread } from "./messages.ts";
+
+/** How a stage's loop answers. */
+export interface Reply<Result, Report> {
+  done(id: string, result: Result, transfer?: readonly Transferable[]): void;
+  failed(id: string, error: unknown): void;
+  report(report: Report): void;
+}
+
+/** A stage as its thread drives it. */
+export interface HostedStage<Work, Command> {
+  /** @throws ServingError when the work cannot be taken. */
+  enqueue(id: string, work: Work): void;
+  cancel(id: string): void;
+  command(command: Command): void;
+  /** True while `step()` has something to do. */
+  readonly busy: boolean;
+  /** One turn; answers through the reply. */
+  step(): Promise<void>;
+  release(): Promise<void>;
+}
+
+/** Several things went wrong while a stage opened; each is told. */
+export class OpenFailures extends Error {
+  override readonly name = "OpenFailures";
+  readonly failures: readonly unknown[];
+
+  constructor(failures: readonly unknown[]) {
+    super(`${failures.length} failures`);
+    this.failures = failures;
+  }
+}
+
+/**
+ * The life of a stage's thread: open, then one turn after another for as long as there is work, asleep otherwise.
+ * Messages are taken between turns. Ends by itself after "close"; it must not be terminated from outside, since
+ * onnxruntime aborts the process when a thread dies in the middle of a run.
+ *
+ * Anything but a ServingError that rises from a turn is a bug, and ends the thread with an error.
+ */
+export async function hostStage<Open, Work, Result, Command, Report>(
+  open: (options: Open, reply: Reply<Result, Report>) => Promise<HostedStage<Work, Command>>,
+): Promise<void> {
+  invariant(parentPort !== null, "a stage runs in a worker thread");
+  const port = parentPort;
+  const post = (message: FromThread<Result, Report>, transfer: readonly Transferable[] = []) =>
+    port.postMessage(message, transfer);
+  const reply: Reply<Result, Report> = {
+    done: (id, result, transfer) => post({ type: "done", id, result }, transfer),
+    failed: (id, error) => post({ type: "failed", id, failure: failureOf(error) }),
+    report: (report) => post({ type: "report", report }),
+  };
+
+  let stage: HostedStage<Work, Command>;
+  try {
+    stage = await open(workerData as Open, reply);
+  } catch (error) {
+    const failures = error instanceof OpenFailures ? error.failures : [error];
+    post({ type: "not-opened", failures: failures.map(failureOf) });
+    return;
+  }
+
+  let closing = false;
+  let wake = () => {};
+  port.on("message", (message: ToThread<Work, Command>) => {
+    switch (message.type) {
+      case "work":
+        try {
+          stage.enqueue(message.id, message.work);
+        } catch (error) {
+          reply.failed(message.id, error);
+        }
+        break;
+      case "cancel":
+        stage.cancel(message.id);
+        break;
+      case "command":
+        stage.command(message.command);
+        break;
+      case "close":
+        closing = true;
+        break;
+    }
+    wake();
+  });
+  post({ type: "opened" });
+
+  while (!closing) {
+    if (stage.busy) {
+      await stage.step();
+      await nextTurn();
+    } else {
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
+    }
+  }
+  await stage.release();
+  port.close();
+}
