@@ -1,4 +1,5 @@
 import { invariant } from "@atelier/core";
+import { mix } from "./vector.ts";
 
 /** A latent is [channels, height, width], flat and row-major. */
 export interface LatentShape {
@@ -33,5 +34,5 @@ export function latentSize({ channels, height, width }: LatentShape): number {
  */
 export function guide(unconditional: Float32Array, conditional: Float32Array, scale: number): Float32Array {
   invariant(unconditional.length === conditional.length, "both predictions have one shape");
-  return unconditional.map((u, i) => u + scale * (conditional[i]! - u));
+  return mix(1 - scale, unconditional, scale, conditional);
 }

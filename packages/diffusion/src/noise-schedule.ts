@@ -1,6 +1,7 @@
 import { invariant } from "@atelier/core";
 import { linspaceFloat32 } from "./number-series.ts";
 import type { PredictionType, SchedulerConfig } from "./scheduler-config.ts";
+import { mix } from "./vector.ts";
 
 /** alpha² + sigma² = 1, and lambda = log(alpha / sigma), half the log signal-to-noise ratio. */
 export interface NoiseLevel {
@@ -36,9 +37,9 @@ export function predictX0(
 ): Float32Array {
   switch (prediction) {
     case "epsilon":
-      return latent.map((x, i) => (x - sigma * output[i]!) / alpha);
+      return mix(1 / alpha, latent, -sigma / alpha, output);
     case "v_prediction":
-      return latent.map((x, i) => alpha * x - sigma * output[i]!);
+      return mix(alpha, latent, -sigma, output);
     case "sample":
       return output;
   }
@@ -55,9 +56,9 @@ export function predictNoise(
     case "epsilon":
       return output;
     case "v_prediction":
-      return latent.map((x, i) => alpha * output[i]! + sigma * x);
+      return mix(alpha, output, sigma, latent);
     case "sample":
-      return latent.map((x, i) => (x - alpha * output[i]!) / sigma);
+      return mix(1 / sigma, latent, -alpha / sigma, output);
   }
 }
 

@@ -16,7 +16,7 @@ export const EMPTY_HISTORY: SamplerHistory = Object.freeze({ arrays: Object.free
 export interface StepInput {
   readonly stepIndex: number; // the step to take, in 0..stepCount-1
   readonly latent: Float32Array;
-  readonly modelOutput: Float32Array; // for `modelInput(latent, stepIndex)`, after guidance
+  readonly modelOutput: Float32Array; // for `modelInput(latent, stepIndex)`, after guidance; may stay in the history
   readonly history: SamplerHistory;
   /** Draws unit normal noise of the latent's shape. Called only by samplers that need it, as often as diffusers would. */
   readonly noise: () => Float32Array;
@@ -67,9 +67,4 @@ export function startIndex(stepCount: number, strength: number): number {
     throw new ServingError("INVALID_REQUEST", message, { field: "strength" });
   }
   return stepCount - stepsLeft;
-}
-
-/** a * x + b * y, entry by entry, in a new array. */
-export function mix(a: number, x: Float32Array, b: number, y: Float32Array): Float32Array {
-  return x.map((value, i) => a * value + b * y[i]!);
 }

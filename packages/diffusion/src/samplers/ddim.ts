@@ -1,9 +1,10 @@
 import { ServingError } from "@atelier/core";
 import { alphasCumprod, levelOfAlphaCumprod, type NoiseLevel, predictNoise, predictX0 } from "../noise-schedule.ts";
 import { roundHalfEven } from "../number-series.ts";
-import { checkStep, mix, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
+import { checkStep, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
 import type { PredictionType, SchedulerConfig } from "../scheduler-config.ts";
 import { timestepsWithEnd } from "../timestep-spacing.ts";
+import { mix } from "../vector.ts";
 
 /**
  * DDIM with eta = 0: deterministic, first order. No history.

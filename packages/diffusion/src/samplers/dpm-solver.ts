@@ -1,8 +1,9 @@
 import { invariant } from "@atelier/core";
 import { dpmSolverSchedule } from "../multistep-schedule.ts";
 import { levelOfRatio, type NoiseLevel, predictX0 } from "../noise-schedule.ts";
-import { checkStep, mix, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
+import { checkStep, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
 import type { PredictionType, SchedulerConfig } from "../scheduler-config.ts";
+import { mix } from "../vector.ts";
 
 /** Below this many steps the solver does not trust its second order on the way to the last noise level. */
 const FEW_STEPS = 15;

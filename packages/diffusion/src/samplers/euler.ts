@@ -1,8 +1,9 @@
 import { alphasCumprod, levelOfRatio, noiseRatios, predictX0 } from "../noise-schedule.ts";
-import { checkStep, mix, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
+import { checkStep, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
 import type { PredictionType, SchedulerConfig } from "../scheduler-config.ts";
 import { exponentialSigmas, karrasSigmas, sigmasAt, timestepOf } from "../sigma-schedule.ts";
 import { timestepsWithEnd } from "../timestep-spacing.ts";
+import { mix, scale } from "../vector.ts";
 
 /**
  * Euler's method, and its ancestral form, which steps too far down and adds fresh noise to come back.
@@ -36,8 +37,7 @@ export class EulerPlan implements SamplerPlan {
   }
 
   modelInput(latent: Float32Array, stepIndex: number): Float32Array {
-    const { alpha } = levelOfRatio(this.#sigmas[stepIndex]!);
-    return latent.map((x) => x * alpha);
+    return scale(levelOfRatio(this.#sigmas[stepIndex]!).alpha, latent);
   }
 
   step(input: StepInput): StepOutput {

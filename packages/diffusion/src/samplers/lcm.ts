@@ -7,8 +7,9 @@ import {
   predictX0,
 } from "../noise-schedule.ts";
 import { linspace } from "../number-series.ts";
-import { checkStep, mix, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
+import { checkStep, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
 import type { PredictionType, SchedulerConfig } from "../scheduler-config.ts";
+import { mix } from "../vector.ts";
 import { clip, refuseEpsilonOfPureNoise } from "./ddim.ts";
 
 const BETAS: BetaDefaults = { betaStart: 0.00085, betaEnd: 0.012, betaSchedule: "scaled_linear" };

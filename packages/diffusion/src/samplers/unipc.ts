@@ -1,7 +1,8 @@
 import { uniPcSchedule } from "../multistep-schedule.ts";
 import { levelOfRatio, type NoiseLevel, predictX0 } from "../noise-schedule.ts";
-import { checkStep, mix, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
+import { checkStep, type SamplerPlan, type StepInput, type StepOutput, startIndex } from "../sampler-plan.ts";
 import type { PredictionType, SchedulerConfig } from "../scheduler-config.ts";
+import { mix } from "../vector.ts";
 
 const ORDER = 2;
 
@@ -54,39 +55,40 @@ export class UniPcPlan implements SamplerPlan {
 
   /** The latent at `stepIndex + 1`, from the corrected one at `stepIndex` and the predictions so far, newest first. */
   #predict(stepIndex: number, latent: Float32Array, [x0, previousX0]: readonly Float32Array[]): Float32Array {
-    const { from, to, h } = this.#interval(stepIndex);
-    const pull = -to.alpha * Math.expm1(-h);
-    const next = mix(to.sigma / from.sigma, latent, pull, x0!);
-    if (previousX0 === undefined || this.#orderCap(stepIndex) < 2) return next;
-    return addSlope(next, pull * 0.5, x0!, previousX0, this.#lookBack(stepIndex));
+    const { keep, pull } = this.#interval(stepIndex);
+    if (previousX0 === undefined || this.#orderCap(stepIndex) < 2) return mix(keep, latent, pull, x0!);
+
+    const behind = (pull * 0.5) / this.#lookBack(stepIndex);
+    return mix(1, mix(keep, latent, pull - behind, x0!), behind, previousX0);
   }
 
   /** The latent at `stepIndex` over again, from the one before it, now that the model has seen where it led. */
   #correct(
     stepIndex: number,
     lastLatent: Float32Array,
-    x0s: readonly Float32Array[],
+    [x0, previousX0]: readonly Float32Array[],
     newX0: Float32Array,
   ): Float32Array {
-    const { from, to, h } = this.#interval(stepIndex - 1);
-    const [x0, previousX0] = x0s;
-    const pull = -to.alpha * Math.expm1(-h);
-    const corrected = mix(to.sigma / from.sigma, lastLatent, pull, x0!);
-    if (previousX0 === undefined) return addDifference(corrected, pull * 0.5, newX0, x0!);
+    const { keep, pull, h } = this.#interval(stepIndex - 1);
+    if (previousX0 === undefined) return mix(1, mix(keep, lastLatent, pull * 0.5, x0!), pull * 0.5, newX0);
 
     const lookBack = this.#lookBack(stepIndex - 1);
-    const { back, ahead } = correctorWeights(h, lookBack);
-    return addDifference(addSlope(corrected, pull * back, x0!, previousX0, lookBack), pull * ahead, newX0, x0!);
+    const weights = correctorWeights(h, lookBack);
+    const behind = (pull * weights.back) / lookBack;
+    const ahead = pull * weights.ahead;
+    return mix(1, mix(keep, lastLatent, pull - behind - ahead, x0!), 1, mix(behind, previousX0, ahead, newX0));
   }
 
   #orderCap(stepIndex: number): number {
     return this.#lowerOrderFinal ? this.stepCount - stepIndex : ORDER;
   }
 
-  #interval(stepIndex: number): { from: NoiseLevel; to: NoiseLevel; h: number } {
+  /** From `stepIndex` to the next: length in lambda, and the shares of the latent and of x0 at first order. */
+  #interval(stepIndex: number): { h: number; keep: number; pull: number } {
     const from = this.#levels[stepIndex]!;
     const to = this.#levels[stepIndex + 1]!;
-    return { from, to, h: to.lambda - from.lambda };
+    const h = to.lambda - from.lambda;
+    return { h, keep: to.sigma / from.sigma, pull: -to.alpha * Math.expm1(-h) };
   }
 
   /** r of the paper: where the step before `stepIndex` began, in units of the step ahead. Negative. */
@@ -102,16 +104,6 @@ export class UniPcPlan implements SamplerPlan {
   startIndex(strength: number): number {
     return startIndex(this.stepCount, strength);
   }
-}
-
-/** latent + weight * (previousX0 - x0) / lookBack */
-function addSlope(latent: Float32Array, weight: number, x0: Float32Array, previousX0: Float32Array, lookBack: number) {
-  return latent.map((x, i) => x + (weight * (previousX0[i]! - x0[i]!)) / lookBack);
-}
-
-/** latent + weight * (newX0 - x0) */
-function addDifference(latent: Float32Array, weight: number, newX0: Float32Array, x0: Float32Array) {
-  return latent.map((x, i) => x + weight * (newX0[i]! - x0[i]!));
 }
 
 /**
