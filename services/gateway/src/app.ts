@@ -6,6 +6,7 @@ import Fastify, {
   type FastifyInstance,
   type FastifyReply,
   type FastifyRequest,
+  LogController,
   type RawReplyDefaultExpression,
   type RawRequestDefaultExpression,
   type RawServerDefault,
@@ -54,7 +55,7 @@ const RECEIVE_TIMEOUT_MS = 30_000;
 export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   const app: GatewayApp = Fastify({
     loggerInstance: options.log as FastifyBaseLogger,
-    disableRequestLogging: true, // `observe` writes one line a request
+    logController: new LogController({ disableRequestLogging: true }), // `observe` writes one line a request
     bodyLimit: options.bodyMaxBytes,
     requestTimeout: RECEIVE_TIMEOUT_MS,
     genReqId: (raw) => requestIdOf(raw.headers),

@@ -53,7 +53,8 @@ function checkAtMost(field: "steps" | "num_images", value: number, max: number, 
 }
 
 function checkSeeds(seed: number, numImages: number): void {
-  if (Number.isSafeInteger(seed + numImages - 1)) return;
+  // Subtracts, since adding would round above 2^53.
+  if (seed <= Number.MAX_SAFE_INTEGER - (numImages - 1)) return;
   const message = `seed is ${seed}; with ${numImages} images the last seed would be above ${Number.MAX_SAFE_INTEGER}`;
   throw new ServingError("INVALID_REQUEST", message, { field: "seed" });
 }

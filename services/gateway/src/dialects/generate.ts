@@ -37,7 +37,7 @@ export const generateBody = z
     quality: z.int().min(1).max(100).optional().describe("Of jpeg and webp."),
     num_images: z.int().min(1).max(8).default(1),
   })
-  .meta({ id: "GenerateRequest" });
+  .meta({ id: "Generate" });
 
 export type GenerateBody = z.infer<typeof generateBody>;
 

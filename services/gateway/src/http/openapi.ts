@@ -1,6 +1,6 @@
 import swagger, { type SwaggerTransformObject } from "@fastify/swagger";
 import type { FastifyInstance } from "fastify";
-import { jsonSchemaTransform, jsonSchemaTransformObject } from "fastify-type-provider-zod";
+import { createJsonSchemaTransform, createJsonSchemaTransformObject } from "fastify-type-provider-zod";
 import { z } from "zod";
 import { errorBody } from "./error-reply.ts";
 import { REQUEST_ID_HEADER } from "./request-id.ts";
@@ -9,6 +9,18 @@ const DESCRIPTION = `Makes pictures from prompts.
 
 Every answer carries ${REQUEST_ID_HEADER}: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
 Every failure has the body {"error": {"code", "message", "field", "request_id"}}.`;
+
+/** zod bounds every whole number by what a double holds exactly; said of each width, that is noise. */
+const zodToJsonConfig: NonNullable<Parameters<typeof createJsonSchemaTransform>[0]["zodToJsonConfig"]> = {
+  override: ({ jsonSchema }) => {
+    if (jsonSchema.minimum === Number.MIN_SAFE_INTEGER) {
+      delete jsonSchema.minimum;
+      delete jsonSchema.maximum;
+    }
+  },
+};
+
+const transformObject = createJsonSchemaTransformObject({ zodToJsonConfig });
 
 /** Collects the routes registered after it into an OpenAPI 3.1 document. */
 export async function collectOpenApi(app: FastifyInstance): Promise<void> {
@@ -22,8 +34,8 @@ export async function collectOpenApi(app: FastifyInstance): Promise<void> {
         license: { name: "Apache-2.0", identifier: "Apache-2.0" },
       },
     },
-    transform: jsonSchemaTransform,
-    transformObject: withCommonHeaders,
+    transform: createJsonSchemaTransform({ zodToJsonConfig }),
+    transformObject: completeDocument,
   });
 }
 
@@ -65,8 +77,9 @@ const FAILURES: Record<number, string> = {
   507: "The device has not enough memory for this request.",
 };
 
-const withCommonHeaders: SwaggerTransformObject = (document) => {
-  const object = jsonSchemaTransformObject(document) as OpenApiObject;
+const completeDocument: SwaggerTransformObject = (document) => {
+  const object = transformObject(document) as OpenApiObject;
+  keepReferencedSchemas(object);
   for (const operation of Object.values(object.paths ?? {}).flatMap((path) => Object.values(path))) {
     for (const [status, response] of Object.entries(operation.responses ?? {})) {
       response.headers = {
@@ -78,7 +91,23 @@ const withCommonHeaders: SwaggerTransformObject = (document) => {
   return object as ReturnType<SwaggerTransformObject>;
 };
 
+/** Every named schema comes twice, as input and as output, though most are used one way only. */
+function keepReferencedSchemas(object: OpenApiObject): void {
+  const schemas = object.components?.schemas ?? {};
+  const reached = new Set<string>();
+  const visit = (part: unknown) => {
+    for (const [, name] of JSON.stringify(part).matchAll(/"#\/components\/schemas\/([^"]+)"/g)) {
+      if (reached.has(name!)) continue;
+      reached.add(name!);
+      visit(schemas[name!]);
+    }
+  };
+  visit(object.paths ?? {});
+  for (const name of Object.keys(schemas)) if (!reached.has(name)) delete schemas[name];
+}
+
 /** As much of the document as is written to here. */
 interface OpenApiObject {
   paths?: Record<string, Record<string, { responses?: Record<string, { headers?: object }> }>>;
+  components?: { schemas?: Record<string, unknown> };
 }

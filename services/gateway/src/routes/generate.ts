@@ -38,7 +38,7 @@ export function generateRoute(app: GatewayApp, options: GenerateRouteOptions): v
     const image = completeRequest(draftFromBody(request.body, { id: request.id, format }), fleet.views());
 
     const ticket = inFlight.enter();
-    reply.raw.once("close", () => ticket.abort(new ServingError("CANCELLED", "the caller went away")));
+    onCallerGone(reply, () => ticket.abort(new ServingError("CANCELLED", "the caller went away")));
     const generation = await dispatcher.generate(image, { deadline, signal: ticket.signal }).finally(ticket.leave);
 
     const { receipt, pictures } = generation;
@@ -74,6 +74,12 @@ export function chooseReply(
     throw new ServingError("INVALID_REQUEST", message, { field: "num_images" });
   }
   return { raw: true, format };
+}
+
+function onCallerGone(reply: FastifyReply, run: () => void): void {
+  // It may have left while its body was read.
+  if (reply.raw.closed) run();
+  else reply.raw.once("close", run);
 }
 
 /** For callers who took the bytes and have no JSON to look into; the same on both kinds of answer. */

@@ -1,0 +1,50 @@
+import { describe, expect, it } from "vitest";
+import { readGatewayConfig } from "./config.ts";
+
+const WORKERS = { ATELIER_WORKERS: "127.0.0.1:7001" };
+
+describe("the gateway's configuration", () => {
+  it("needs only the workers; the rest has defaults, on loopback", () => {
+    expect(readGatewayConfig(WORKERS)).toEqual({
+      listen: { host: "127.0.0.1", port: 8080 },
+      workers: ["127.0.0.1:7001"],
+      requestTimeoutMs: 120_000,
+      drainTimeoutMs: 25_000,
+      bodyMaxBytes: 1024 * 1024,
+      inFlightMax: 256,
+      logLevel: "info",
+    });
+  });
+
+  it("takes a list of workers, a port that the system chooses, and an IPv6 address", () => {
+    const config = readGatewayConfig({ ATELIER_WORKERS: "w1:7001, w2:7001", ATELIER_LISTEN: "[::1]:0" });
+    expect(config.workers).toEqual(["w1:7001", "w2:7001"]);
+    expect(config.listen).toEqual({ host: "::1", port: 0 });
+  });
+
+  it("never drains for longer than a request may live, unless told to, which it refuses", () => {
+    expect(readGatewayConfig({ ...WORKERS, ATELIER_REQUEST_TIMEOUT_MS: "5000" }).drainTimeoutMs).toBe(5_000);
+    const contradiction = { ...WORKERS, ATELIER_REQUEST_TIMEOUT_MS: "5000", ATELIER_DRAIN_TIMEOUT_MS: "6000" };
+    expect(() => readGatewayConfig(contradiction)).toThrow(/ATELIER_DRAIN_TIMEOUT_MS=6000.*5000/);
+  });
+
+  it.each([
+    ["no workers", {}, /ATELIER_WORKERS=\(unset\)/],
+    ["a list of nothing", { ATELIER_WORKERS: " , " }, /at least one worker/],
+    ["a worker without a port", { ATELIER_WORKERS: "w1" }, /"w1" is not host:port/],
+    ["a worker on port 0", { ATELIER_WORKERS: "w1:0" }, /"w1:0" is not host:port/],
+    ["one worker twice", { ATELIER_WORKERS: "w1:1,w1:1" }, /"w1:1" is named twice/],
+    ["a port out of range", { ...WORKERS, ATELIER_LISTEN: "127.0.0.1:65536" }, /ATELIER_LISTEN=127.0.0.1:65536/],
+    ["a port alone", { ...WORKERS, ATELIER_LISTEN: "8080" }, /ATELIER_LISTEN=8080: must be host:port/],
+    ["a level that there is not", { ...WORKERS, ATELIER_LOG_LEVEL: "loud" }, /ATELIER_LOG_LEVEL=loud.*one of trace/],
+    ["no room for requests", { ...WORKERS, ATELIER_IN_FLIGHT_MAX: "0" }, /ATELIER_IN_FLIGHT_MAX=0/],
+    ["no room for a prompt", { ...WORKERS, ATELIER_BODY_MAX_BYTES: "100" }, /ATELIER_BODY_MAX_BYTES=100/],
+  ])("refuses %s", (_what, env, message) => {
+    expect(() => readGatewayConfig(env)).toThrow(message);
+  });
+
+  it("names every bad variable at once", () => {
+    const env = { ATELIER_LISTEN: "x", ATELIER_IN_FLIGHT_MAX: "many" };
+    expect(() => readGatewayConfig(env)).toThrow(/ATELIER_LISTEN[\s\S]*ATELIER_WORKERS[\s\S]*ATELIER_IN_FLIGHT_MAX/);
+  });
+});

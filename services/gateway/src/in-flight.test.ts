@@ -1,0 +1,32 @@
+import { ServingError } from "@atelier/core";
+import { describe, expect, it } from "vitest";
+import { InFlight } from "./in-flight.ts";
+
+describe("InFlight", () => {
+  it("refuses what is beyond its limit, and has room again when one leaves", () => {
+    const inFlight = new InFlight({ max: 2 });
+    const first = inFlight.enter();
+    inFlight.enter();
+    expect(() => inFlight.enter()).toThrow(/OVERLOADED.*2 generations/);
+    first.leave();
+    expect(inFlight.enter().signal.aborted).toBe(false);
+  });
+
+  it("lets nothing in once it stops, and becomes idle when the last one leaves", async () => {
+    const inFlight = new InFlight({ max: 2 });
+    const ticket = inFlight.enter();
+    inFlight.stop();
+    expect(() => inFlight.enter()).toThrow(/DRAINING/);
+    const idle = inFlight.idle().then(() => inFlight.count);
+    ticket.leave();
+    expect(await idle).toBe(0);
+  });
+
+  it("aborts everything with the reason given", () => {
+    const inFlight = new InFlight({ max: 2 });
+    const tickets = [inFlight.enter(), inFlight.enter()];
+    const reason = new ServingError("DRAINING", "too long");
+    inFlight.abortAll(reason);
+    expect(tickets.map((ticket) => ticket.signal.reason)).toEqual([reason, reason]);
+  });
+});

@@ -1,0 +1,50 @@
+import type { ModelView, WorkerView } from "../fleet/worker-view.ts";
+
+/** A ready, idle worker that holds the model "m", but for `changes`. */
+export function workerView(
+  address: string,
+  {
+    models = ["m"],
+    ...changes
+  }: Partial<Omit<WorkerView, "models">> & { models?: readonly (string | ModelView)[] } = {},
+): WorkerView {
+  const views = models.map((model) => (typeof model === "string" ? modelView(model) : model));
+  return {
+    address,
+    id: address,
+    ready: true,
+    draining: false,
+    notReadyReason: undefined,
+    inFlight: 0,
+    ...changes,
+    models: new Map(views.map((model) => [model.id, model])),
+  };
+}
+
+export function modelView(id: string, limits: Partial<ModelView["limits"]> = {}): ModelView {
+  return {
+    id,
+    name: id,
+    digest: "sha256:00",
+    family: "sd-tiny",
+    license: "Apache-2.0",
+    limits: {
+      sizeMin: 64,
+      sizeMax: 1024,
+      sizeMultiple: 8,
+      pixelsMax: 1024 * 1024,
+      stepsMax: 150,
+      numImagesMax: 4,
+      ...limits,
+    },
+    defaults: {
+      nativeWidth: 256,
+      nativeHeight: 256,
+      width: 512,
+      height: 512,
+      steps: 25,
+      guidanceScale: 2.5,
+      sampler: "dpmpp_2m",
+    },
+  };
+}
