@@ -1,0 +1,357 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import type { AddressInfo } from "node:net";
+import { createServer, type Server } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+
+describe("atelier up", () => {
+  it("starts worker and gateway, prints the URL and a curl line, and stops gateway first on Ctrl-C", async () => {
+    const atelier = start("up", "--port", "0", "--models", "/a,/b", "--workers", "2");
+    await atelier.printed("Ctrl-C stops it");
+    expect(atelier.stdout).toMatch(/Atelier is open at http:\/\/127\.0\.0\.1:\d+/);
+    expect(atelier.stdout).toMatch(/curl -s http:\/\/127\.0\.0\.1:\d+\/generate .*"prompt":"国潮风T恤, 白色背景"/);
+
+    atelier.signal("SIGINT");
+    expect(await atelier.exitCode).toBe(0);
+    expect(log().map(withoutPid).sort()).toEqual([
+      "gateway SIGTERM",
+      "gateway started with 2 workers",
+      "w1 SIGTERM",
+      "w1 started on /a,/b by cpu",
+      "w2 SIGTERM",
+      "w2 started on /a,/b by cpu",
+    ]);
+    expect(log().filter((line) => line.endsWith("SIGTERM"))[0]).toBe("gateway SIGTERM");
+  });
+
+  it("uses the embedded model when none is named", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    expect(log()[0]).toContain("started on /repository/deploy/models/atelier-tiny by cpu");
+  });
+
+  it("takes several signals close together for one, since npm and the launcher pass Ctrl-C on", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    atelier.signal("SIGINT");
+    atelier.signal("SIGINT");
+    atelier.signal("SIGTERM");
+    expect(await atelier.exitCode).toBe(0);
+    expect(log()).toContain("w1 SIGTERM");
+  });
+
+  it("ends everything at once on a second Ctrl-C", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_WORKER: "stays" });
+    await atelier.printed("Ctrl-C stops it");
+    atelier.signal("SIGINT");
+    await logged("w1 SIGTERM");
+    await sleep(500);
+    atelier.signal("SIGINT");
+    expect(await atelier.exitCode).toBe(130);
+    expect(isAlive(pidOf("w1"))).toBe(false);
+  });
+
+  it("can be stopped while it is still starting", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_WORKER: "slow" });
+    await logged("gateway started with 1 workers");
+    atelier.signal("SIGINT");
+    expect(await atelier.exitCode).toBe(0);
+    expect(atelier.stderr).not.toContain("error");
+    expect(isAlive(pidOf("w1"))).toBe(false);
+  });
+
+  it("leaves no process behind when it is killed", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    atelier.signal("SIGKILL");
+    await logged("w1 lost its parent");
+  });
+
+  it("names a port that is taken and a free one, before it starts anything", async () => {
+    const taken = await listenSomewhere();
+    const { port } = taken.address() as AddressInfo;
+    const atelier = start("up", "--port", String(port));
+    expect(await atelier.exitCode).toBe(1);
+    taken.close();
+    expect(atelier.stderr).toMatch(
+      new RegExp(
+        `port ${port} is taken by another program. Choose another: atelier up --port \\d+\n端口 ${port} 已被占用`,
+      ),
+    );
+    expect(log()).toEqual([]);
+  });
+
+  it("says so when what holds the port is an Atelier, and advises in the words of npm start", async () => {
+    const first = start("up", "--port", "0");
+    await first.printed("Ctrl-C stops it");
+    const second = start("up", "--port", String(portOf(first.stdout)), { npm_lifecycle_event: "start" });
+    expect(await second.exitCode).toBe(1);
+    expect(second.stderr).toMatch(/taken by an Atelier that runs already. Choose another: npm start -- --port \d+/);
+  });
+
+  it("names what failed to start and why, and stops the rest", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_WORKER: "fails" });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("error: worker w1: no model at /nowhere");
+  });
+
+  it("names what ended without a word", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_WORKER: "dies" });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("error: worker w1: it ended with exit code 3");
+  });
+
+  it("starts a worker that dies again at its address", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    process.kill(pidOf("w1"), "SIGKILL");
+    await atelier.said("worker w1 is back");
+    expect(atelier.stderr).toContain("worker w1 is gone: it was ended by SIGKILL. Starting it again in 0.25 s");
+    const addresses = log().flatMap((line) => /listens at (\S+)/.exec(line)?.[1] ?? []);
+    expect(addresses).toHaveLength(2);
+    expect(addresses[0]).toBe(addresses[1]);
+  });
+
+  it("ends with the gateway", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_GATEWAY: "dies-later" });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("error: the gateway is gone: it ended with exit code 5");
+    expect(log()).toContain("w1 SIGTERM");
+  });
+});
+
+describe("atelier generate", () => {
+  it("starts a system for the call when none runs, writes the picture and stops the system", async () => {
+    const atelier = start("generate", "国潮风T恤", "-o", "tee.png");
+    expect(await atelier.exitCode).toBe(0);
+    expect(readFileSync(join(folder, "tee.png"), "utf8")).toBe("picture 0");
+    expect(atelier.stdout).toMatch(/^tee\.png {2}512x512 {2}seed 41 {2}\d+\.\d s\n$/);
+    expect(atelier.stderr).toContain("starting one for this call");
+    expect(log()).toContain('gateway drew {"prompt":"国潮风T恤","format":"png"}');
+    expect(log().at(-1)).toBe("w1 SIGTERM");
+  });
+
+  it("uses the system that runs at the default address, or at the one that ATELIER_URL names", async () => {
+    const url = await runningUrl();
+    for (const env of [{ FAKE_DEFAULT_URL: url }, { ATELIER_URL: url }]) {
+      const atelier = start("generate", "a mug", "-o", "mug.jpg", env);
+      expect(await atelier.exitCode).toBe(0);
+      expect(atelier.stderr).toBe("");
+    }
+    expect(log().filter((line) => line === 'gateway drew {"prompt":"a mug","format":"jpeg"}')).toHaveLength(2);
+    expect(log().filter((line) => line.startsWith("w1 started"))).toHaveLength(1);
+  });
+
+  it("sends every option under the API's name, and leaves out what was not given", async () => {
+    const url = await runningUrl();
+    const options = ["-n", "模糊", "-s", "256x384", "--steps", "8", "--seed", "7", "--guidance", "2.5"];
+    const atelier = start("generate", "a mug", ...options, "--sampler", "euler", "--model", "m", "--url", url);
+    expect(await atelier.exitCode).toBe(0);
+    expect(drawn()).toEqual({
+      prompt: "a mug",
+      negative_prompt: "模糊",
+      width: 256,
+      height: 384,
+      steps: 8,
+      seed: 7,
+      guidance_scale: 2.5,
+      sampler: "euler",
+      model: "m",
+    });
+    expect(readdirSync(folder)).toContain("atelier-7.png");
+  });
+
+  it("numbers several pictures and gives each its seed", async () => {
+    const url = await runningUrl();
+    const atelier = start("generate", "a mug", "-o", "mug.webp", "--num-images", "2", "--url", url);
+    expect(await atelier.exitCode).toBe(0);
+    expect(readFileSync(join(folder, "mug-2.webp"), "utf8")).toBe("picture 1");
+    expect(atelier.stdout).toMatch(/mug-1\.webp .* seed 41 [\s\S]*mug-2\.webp .* seed 42 /);
+  });
+
+  it("prints the receipt without the pictures with --json, and nothing else", async () => {
+    const url = await runningUrl();
+    const atelier = start("generate", "a mug", "-o", "mug.png", "--json", "--url", url);
+    expect(await atelier.exitCode).toBe(0);
+    expect(JSON.parse(atelier.stdout)).toEqual({
+      files: ["mug.png"],
+      format: "png",
+      width: 512,
+      height: 512,
+      seed: 41,
+      model: "fake",
+      receipt: { steps: 25, simulated: false },
+    });
+  });
+
+  it("prints the server's own words and the field when it refuses", async () => {
+    const atelier = start("generate", "refuse", "-o", "x.png", "--url", await runningUrl());
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toBe("error: steps is 0 (field steps) [INVALID_REQUEST]\n");
+    expect(readdirSync(folder)).not.toContain("x.png");
+  });
+
+  it("says what to do when nothing answers at the address given", async () => {
+    const atelier = start("generate", "a mug", "--url", nowhere);
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain(`no answer from ${nowhere}/readyz: connect ECONNREFUSED`);
+    expect(atelier.stderr).toContain("npm start");
+    expect(log()).toEqual([]);
+  });
+
+  it("closes the connection on Ctrl-C, which cancels the request, and leaves no file", async () => {
+    const url = await runningUrl();
+    const atelier = start("generate", "hang", "-o", "x.png", "--url", url);
+    await logged('gateway drew {"prompt":"hang","format":"png"}');
+    atelier.signal("SIGINT");
+    expect(await atelier.exitCode).toBe(130);
+    await logged("gateway caller gone");
+    expect(readdirSync(folder)).not.toContain("x.png");
+  });
+
+  it("names a file that cannot be written, before it asks for the picture", async () => {
+    writeFileSync(join(folder, "file"), "");
+    const atelier = start("generate", "a mug", "-o", "file/x.png", "--url", await runningUrl());
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("file/x.png cannot be written: ENOTDIR");
+    expect(log().filter((line) => line.startsWith("gateway drew"))).toEqual([]);
+  });
+
+  it.each([
+    { args: ["generate"], says: "missing required argument 'prompt'" },
+    { args: ["generate", "a", "-s", "big"], says: "WIDTHxHEIGHT" },
+    { args: ["generate", "a", "--steps", "-1"], says: "whole number" },
+    { args: ["generate", "a", "-o", "a.bmp"], says: "a.bmp: name it .png, .jpg or .webp" },
+    { args: ["generate", "a", "--url", "localhost"], says: "--url" },
+    { args: ["up", "--port", "99999"], says: "whole number from 0 to 65535" },
+    { args: ["down"], says: "unknown command 'down'" },
+  ])("exits 2 when it is not understood: $args", async ({ args, says }) => {
+    const atelier = start(...args);
+    expect(await atelier.exitCode).toBe(2);
+    expect(atelier.stderr).toContain(says);
+  });
+});
+
+describe("atelier models ls", () => {
+  it("prints a table of what the system serves", async () => {
+    const atelier = start("models", "ls", "--url", await runningUrl());
+    expect(await atelier.exitCode).toBe(0);
+    expect(atelier.stdout.split("\n")).toEqual([
+      "ID    FAMILY  NATIVE   MAX         DEFAULTS            WORKERS  LICENSE",
+      "fake  sd      256x256  1024, by 8  25 steps, dpmpp_2m  1        Apache-2.0",
+      "",
+    ]);
+  });
+});
+
+describe("atelier", () => {
+  it("prints its version and help with examples", async () => {
+    const version = start("--version");
+    expect(await version.exitCode).toBe(0);
+    expect(version.stdout).toBe("1.2.3\n");
+    for (const command of ["up", "generate"]) {
+      const help = start(command, "--help");
+      expect(await help.exitCode).toBe(0);
+      expect(help.stdout).toContain(`Examples · 示例:\n  atelier ${command}`);
+    }
+  });
+});
+
+// --- Vocabulary ----------------------------------------------------------------------------------------------------
+
+/** Where nobody listens. */
+let nowhere = "";
+let folder = "";
+let running: ChildProcess[] = [];
+
+beforeAll(async () => {
+  const server = await listenSomewhere();
+  nowhere = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  server.close();
+});
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "atelier-cli-"));
+});
+
+afterEach(async () => {
+  for (const child of running) child.kill("SIGTERM");
+  await Promise.all(
+    running.map((child) => child.exitCode ?? child.signalCode ?? new Promise((gone) => child.once("exit", gone))),
+  );
+  running = [];
+  rmSync(folder, { recursive: true });
+});
+
+/** Runs the command over stand-ins for the services, in `folder`; a last argument that is an object is environment. */
+function start(...given: (string | Record<string, string>)[]) {
+  const args = given.filter((arg) => typeof arg === "string");
+  const { ATELIER_URL: _url, npm_lifecycle_event: _event, INIT_CWD: _cwd, ...inherited } = process.env;
+  const env = { ...inherited, FAKE_LOG: join(folder, "log"), FAKE_DEFAULT_URL: nowhere };
+  for (const more of given) if (typeof more !== "string") Object.assign(env, more);
+  const main = join(import.meta.dirname, "testing/main-with-fakes.ts");
+  const child = spawn(process.execPath, [main, ...args], { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
+  running.push(child);
+
+  const output = {
+    stdout: "",
+    stderr: "",
+    exitCode: new Promise<number | null>((resolve) => child.once("close", resolve)),
+    signal: (name: NodeJS.Signals) => child.kill(name),
+    printed: (text: string) => until(`"${text}" on standard output`, () => output.stdout.includes(text)),
+    said: (text: string) => until(`"${text}" on standard error`, () => output.stderr.includes(text)),
+  };
+  child.stdout.on("data", (chunk) => {
+    output.stdout += chunk;
+  });
+  child.stderr.on("data", (chunk) => {
+    output.stderr += chunk;
+  });
+  return output;
+}
+
+async function runningUrl(): Promise<string> {
+  const atelier = start("up", "--port", "0");
+  await atelier.printed("Ctrl-C stops it");
+  return `http://127.0.0.1:${portOf(atelier.stdout)}`;
+}
+
+const portOf = (stdout: string) => Number(/open at http:\/\/127\.0\.0\.1:(\d+)/.exec(stdout)![1]);
+
+/** What the stand-ins wrote, oldest first. */
+function log(): string[] {
+  try {
+    return readFileSync(join(folder, "log"), "utf8").trimEnd().split("\n");
+  } catch {
+    return []; // none was started
+  }
+}
+
+const logged = (line: string) => until(`"${line}" in the log`, () => log().includes(line));
+const withoutPid = (line: string) => line.replace(/ listens at .*/, "");
+const pidOf = (id: string) => Number(/pid (\d+)/.exec(log().find((line) => line.startsWith(`${id} started`))!)![1]);
+const drawn = () => JSON.parse(log().flatMap((line) => /^gateway drew (.*)/.exec(line)?.[1] ?? [])[0]!);
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
+}
+
+async function until(what: string, holds: () => boolean): Promise<void> {
+  for (let i = 0; !holds(); i++) {
+    if (i > 1500) throw new Error(`waited 30 s for ${what}; the log says:\n${log().join("\n")}`);
+    await sleep(20);
+  }
+}
+
+function listenSomewhere(): Promise<Server> {
+  return new Promise((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => resolve(server));
+  });
+}

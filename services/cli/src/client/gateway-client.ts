@@ -1,0 +1,140 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { CliError } from "../cli-error.ts";
+
+/** The body of POST /generate, as far as the command line sets it; what is absent is the gateway's default. */
+export interface GenerateBody {
+  readonly prompt: string;
+  readonly negative_prompt?: string;
+  readonly width?: number;
+  readonly height?: number;
+  readonly steps?: number;
+  readonly seed?: number;
+  readonly guidance_scale?: number;
+  readonly sampler?: string;
+  readonly model?: string;
+  readonly format?: string;
+  readonly num_images?: number;
+}
+
+export interface GenerateReply {
+  readonly image: string; // base64
+  readonly images?: readonly string[];
+  readonly format: string;
+  readonly width: number;
+  readonly height: number;
+  readonly seed: number;
+  readonly model: string;
+  readonly receipt: { readonly simulated?: boolean; readonly [key: string]: unknown };
+}
+
+export interface ModelEntry {
+  readonly id: string;
+  readonly name: string;
+  readonly family: string;
+  readonly license: string;
+  readonly native_width: number;
+  readonly native_height: number;
+  readonly limits: { readonly size_max: number; readonly size_multiple: number };
+  readonly defaults: { readonly steps: number; readonly sampler: string; readonly guidance_scale: number };
+  readonly workers_ready: number;
+}
+
+/** Names our gateway on every answer, failures included. */
+const REQUEST_ID_HEADER = "x-atelier-request-id";
+const PROBE_MAX_MS = 1500;
+/** A little over the gateway's own limit for a request (2 minutes), which has the better message. */
+const REQUEST_MAX_MS = 150_000;
+const READY_MAX_MS = 120_000;
+
+/** True where an Atelier gateway answers at `url`, ready or not. */
+export async function answersAsAtelier(url: string): Promise<boolean> {
+  try {
+    const reply = await fetch(new URL("/healthz", url), { signal: AbortSignal.timeout(PROBE_MAX_MS) });
+    await reply.body?.cancel();
+    return reply.headers.has(REQUEST_ID_HEADER);
+  } catch {
+    return false; // nobody there, or not HTTP: to the question asked, both are a no
+  }
+}
+
+/** A gateway over HTTP. Every failure is a CliError with the server's own words, or that names the URL. */
+export class GatewayClient {
+  readonly #url: string;
+  readonly #signal: AbortSignal;
+
+  /** @param signal ends what is under way: the gateway cancels a request whose caller is gone. */
+  constructor(url: string, signal: AbortSignal) {
+    this.#url = url;
+    this.#signal = signal;
+  }
+
+  /** Waits while the system is still loading its models. */
+  async waitUntilReady(): Promise<void> {
+    const untilMs = Date.now() + READY_MAX_MS;
+    for (;;) {
+      const reply = await this.#fetch("/readyz", { method: "GET" }, PROBE_MAX_MS * 4);
+      if (reply.ok) return void (await reply.body?.cancel());
+      if (Date.now() > untilMs) throw await failure(reply);
+      await reply.body?.cancel();
+      await sleep(250, undefined, { signal: this.#signal });
+    }
+  }
+
+  async generate(body: GenerateBody): Promise<GenerateReply> {
+    const request = {
+      method: "POST",
+      headers: { "content-type": "application/json", accept: "application/json" },
+      body: JSON.stringify(body),
+    };
+    return (await this.#json(await this.#fetch("/generate", request, REQUEST_MAX_MS))) as GenerateReply;
+  }
+
+  async models(): Promise<readonly ModelEntry[]> {
+    const reply = await this.#json(await this.#fetch("/v1/models", { method: "GET" }, PROBE_MAX_MS * 4));
+    return (reply as { models: readonly ModelEntry[] }).models;
+  }
+
+  async #fetch(path: string, request: RequestInit, timeoutMs: number): Promise<Response> {
+    const url = new URL(path, this.#url);
+    try {
+      const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(timeoutMs)]);
+      return await fetch(url, { ...request, signal });
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      const { cause } = error as Error;
+      const refused = cause instanceof Error && "code" in cause && cause.code === "ECONNREFUSED";
+      const advice = refused ? ". Is the system running? npm start runs it" : "";
+      throw new CliError(`no answer from ${url}: ${reasonOf(error)}${advice}`, { cause: error });
+    }
+  }
+
+  async #json(reply: Response): Promise<unknown> {
+    if (!reply.ok) throw await failure(reply);
+    try {
+      return await reply.json();
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      throw new CliError(`${reply.url} did not send JSON to its end: ${reasonOf(error)}`, { cause: error });
+    }
+  }
+}
+
+/** What the server says went wrong, with the field at fault as the command line spells it. */
+async function failure(reply: Response): Promise<CliError> {
+  const text = await reply.text();
+  try {
+    const { error } = JSON.parse(text) as { error: { code: string; message: string; field?: string } };
+    const field = error.field === undefined ? "" : ` (field ${error.field})`;
+    return new CliError(`${error.message}${field} [${error.code}]`);
+  } catch {
+    return new CliError(`${reply.url} answered ${reply.status} ${reply.statusText}: is it an Atelier gateway?`);
+  }
+}
+
+/** fetch says "fetch failed" and keeps the reason in `cause`; several addresses tried make an AggregateError. */
+function reasonOf(error: unknown): string {
+  const { name, message, cause } = error as Error;
+  if (name === "TimeoutError") return "it took too long";
+  if (cause instanceof AggregateError && cause.errors.length > 0) return (cause.errors[0] as Error).message;
+  return cause instanceof Error ? cause.message : message;
+}

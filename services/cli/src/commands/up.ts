@@ -1,0 +1,91 @@
+import { CliError } from "../cli-error.ts";
+import { answersAsAtelier } from "../client/gateway-client.ts";
+import { type HostPort, nextFreePort, portProblem } from "../system/free-port.ts";
+import { LocalSystem, type LocalSystemOptions } from "../system/local-system.ts";
+import { Progress } from "../terminal/progress.ts";
+import { onStopSignals } from "../terminal/signals.ts";
+import { bold } from "../terminal/style.ts";
+
+export type UpOptions = Omit<LocalSystemOptions, "report"> & {
+  /** How the user started us, for the advice in messages: "atelier up" or "npm start --". */
+  readonly command: string;
+};
+
+/**
+ * Runs the system until Ctrl-C. Resolves to the exit code: 0 when it stopped because it was asked to.
+ * @throws CliError when it does not start or can no longer serve.
+ */
+export async function up(options: UpOptions): Promise<number> {
+  if (options.port !== 0) await checkPort(options, options.command);
+
+  const progress = new Progress(process.stderr);
+  const system = new LocalSystem({ ...options, report: (line) => progress.line(line) });
+  const asked = stopWhenAsked(system, progress);
+  progress.begin("starting");
+  const url = await Promise.race([system.start().finally(() => progress.end()), asked]);
+  if (typeof url === "number") return url;
+
+  console.log(welcome(url));
+  const outcome = await Promise.race([system.broken, asked]);
+  if (typeof outcome === "number") return outcome;
+  await system.stop();
+  throw outcome;
+}
+
+/** Resolves to the exit code once a signal has stopped everything: 0, or 130 when it took a second one. */
+function stopWhenAsked(system: LocalSystem, progress: Progress): Promise<number> {
+  return new Promise((resolve) => {
+    let exitCode = 0;
+    onStopSignals({
+      first: () => {
+        progress.end();
+        progress.line("stopping; Ctrl-C again stops at once · 正在停止");
+        void system.stop().then(() => resolve(exitCode));
+      },
+      // What `stop` waits for is then gone.
+      again: () => {
+        exitCode = 130;
+        void system.kill();
+      },
+    });
+  });
+}
+
+async function checkPort({ host, port }: HostPort, command: string): Promise<void> {
+  const problem = await portProblem({ host, port });
+  if (problem === undefined) return;
+  if (problem === "EADDRINUSE") {
+    const [taker, free] = await Promise.all([whoTakes({ host, port }), nextFreePort({ host, port })]);
+    throw new CliError(
+      `port ${port} is taken by ${taker}. Choose another: ${command} --port ${free}\n端口 ${port} 已被占用，请用 --port 换一个。`,
+    );
+  }
+  if (problem === "EACCES") {
+    throw new CliError(`port ${port} needs privileges. Choose one above 1023: ${command} --port 8080`);
+  }
+  if (problem === "EADDRNOTAVAIL" || problem === "ENOTFOUND") {
+    throw new CliError(`${host} is not an address of this machine (--host)`);
+  }
+  throw new CliError(`cannot listen on ${host}, port ${port}: ${problem}`);
+}
+
+async function whoTakes({ host, port }: HostPort): Promise<string> {
+  const address = host === "0.0.0.0" || host === "::" ? "127.0.0.1" : host;
+  const ours = await answersAsAtelier(`http://${address.includes(":") ? `[${address}]` : address}:${port}`);
+  return ours ? "an Atelier that runs already" : "another program";
+}
+
+function welcome(url: string): string {
+  const curl =
+    `curl -s ${url}/generate -H 'content-type: application/json' -H 'accept: image/png' ` +
+    `-d '{"prompt":"国潮风T恤, 白色背景"}' -o tee.png`;
+  return [
+    "",
+    `Atelier is open at ${bold(url)} · 已启动`,
+    "",
+    "Try it · 试一试:",
+    `  ${curl}`,
+    "",
+    "Ctrl-C stops it · 按 Ctrl-C 停止",
+  ].join("\n");
+}

@@ -1,0 +1,18 @@
+/** The `atelier` command: reads the command line (program.ts) and runs a command (commands/). */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { run } from "./program.ts";
+
+const cli = join(import.meta.dirname, "..");
+const services = join(cli, "..");
+const { version } = JSON.parse(readFileSync(join(cli, "package.json"), "utf8")) as { version: string };
+
+process.exit(
+  await run(process.argv.slice(2), {
+    version,
+    root: join(services, ".."),
+    entries: { worker: join(services, "worker/src/main.ts"), gateway: join(services, "gateway/src/main.ts") },
+    defaultUrl: "http://127.0.0.1:8080",
+    env: process.env,
+  }),
+);

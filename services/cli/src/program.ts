@@ -1,0 +1,202 @@
+import { join, resolve } from "node:path";
+import { Command, Option } from "commander";
+import { decimal, httpUrl, size, wholeNumber } from "./argument-values.ts";
+import { CliError } from "./cli-error.ts";
+import { formatOf } from "./client/image-files.ts";
+import { generate } from "./commands/generate.ts";
+import { listModels } from "./commands/list-models.ts";
+import { up } from "./commands/up.ts";
+import type { ServiceEntries } from "./system/local-system.ts";
+
+export interface ProgramOptions {
+  readonly version: string;
+  /** The repository: models are found under it. */
+  readonly root: string;
+  readonly entries: ServiceEntries;
+  /** Where `up` opens unless told otherwise, and where the other commands look. */
+  readonly defaultUrl: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
+const FORMATS = ["png", "jpeg", "webp"];
+
+/**
+ * Reads the command line and runs what it names. Resolves to the exit code: 0, 1 when the command failed (its message
+ * is on standard error), 2 when it was not understood.
+ */
+export async function run(argv: readonly string[], options: ProgramOptions): Promise<number> {
+  let exitCode = 0;
+  const program = createProgram(options, (code) => {
+    exitCode = code;
+  });
+  try {
+    await program.parseAsync(argv, { from: "user" });
+    return exitCode;
+  } catch (error) {
+    if (isCommanderError(error)) return error.exitCode === 0 ? 0 : 2; // it has printed its message
+    if (!(error instanceof CliError)) throw error;
+    console.error(`error: ${error.message}`);
+    return error.exitCode;
+  }
+}
+
+function createProgram(options: ProgramOptions, finish: (exitCode: number) => void): Command {
+  const program = new Command("atelier")
+    .description("Makes pictures from prompts, and runs the system that does · 由文字生成图片")
+    .version(options.version, "-V, --version", "print the version")
+    .helpOption("-h, --help", "print this")
+    .helpCommand("help [command]", "print what a command takes")
+    .showHelpAfterError("(--help says what there is)")
+    .exitOverride();
+  addUp(program, options, finish);
+  addGenerate(program, options, finish);
+  addModels(program, options);
+  return program;
+}
+
+function addUp(
+  program: Command,
+  { root, entries, defaultUrl, env }: ProgramOptions,
+  finish: (exitCode: number) => void,
+): void {
+  // npm runs scripts in the root and says where the user was.
+  const base = env["INIT_CWD"] ?? ".";
+  program
+    .command("up")
+    .description("run the whole system on this machine until Ctrl-C · 启动整个系统")
+    .option(
+      "-p, --port <n>",
+      "port of the HTTP API; 0 takes a free one",
+      wholeNumber({ min: 0, max: 65_535 }),
+      Number(new URL(defaultUrl).port),
+    )
+    .option("--host <address>", "address to listen on; 0.0.0.0 opens it to the network, with no key asked", "127.0.0.1")
+    .option("-w, --workers <n>", "worker processes", wholeNumber({ min: 1, max: 64 }), 1)
+    .option("--models <folders>", "model bundles, comma-separated (default: the embedded model)")
+    .option("--device <name>", "what the workers run on", "cpu")
+    .addOption(logLevelOption())
+    .addHelpText(
+      "after",
+      examples(["atelier up --port 9000", "npm start -- --port 9000", "atelier up --workers 2 --models ./my-model"]),
+    )
+    .action(async (given) => {
+      const models = given.models?.split(",").filter(Boolean) as string[] | undefined;
+      const exitCode = await up({
+        entries,
+        host: given.host,
+        port: given.port,
+        workers: given.workers,
+        models: models?.map((folder) => resolve(base, folder)) ?? [embeddedModel(root)],
+        device: given.device,
+        logLevel: given.logLevel,
+        command: env["npm_lifecycle_event"] === "start" ? "npm start --" : "atelier up",
+      });
+      finish(exitCode);
+    });
+}
+
+function addGenerate(
+  program: Command,
+  { root, entries, defaultUrl }: ProgramOptions,
+  finish: (exitCode: number) => void,
+): void {
+  program
+    .command("generate")
+    .description("make a picture and write it to a file · 生成图片")
+    .argument("<prompt>", "what to draw, in English or Chinese")
+    .option("-o, --output <file>", "file to write (default: atelier-SEED.png)")
+    .option("-n, --negative <text>", "what to steer away from")
+    .option("-s, --size <WxH>", "pixels, such as 512x512 or 512", size)
+    .option("--steps <n>", "denoising steps", wholeNumber({ min: 0, max: Number.MAX_SAFE_INTEGER }))
+    .option("--seed <n>", "the same seed gives the same picture", wholeNumber({ min: 0, max: Number.MAX_SAFE_INTEGER }))
+    .option("--guidance <x>", "how strongly the prompt steers; 1 is no guidance", decimal)
+    .option("--sampler <name>", "dpmpp_2m, dpmpp_2m_sde, euler, euler_a, ddim, unipc or lcm")
+    .option("--model <id>", "one of: atelier models ls")
+    .addOption(new Option("--format <name>", "default: as the file's name says").choices(FORMATS))
+    .option("--num-images <n>", "several pictures: FILE-1, FILE-2, ...", wholeNumber({ min: 0, max: 1000 }))
+    .addOption(urlOption())
+    .option("--json", "print the receipt as JSON", false)
+    .addOption(logLevelOption())
+    .addHelpText(
+      "after",
+      examples([
+        'atelier generate "国潮风T恤, 白色背景" -o tee.png',
+        'atelier generate "a red mug, watercolour" -s 256 --seed 7 -o mug.webp',
+      ]).concat(`\n\nWithout --url it uses the system at ${defaultUrl}, or starts one for the call.`),
+    )
+    .action(async (prompt: string, given) => {
+      const format = given.format ?? (given.output === undefined ? undefined : formatOf(given.output));
+      const exitCode = await generate({
+        body: withoutAbsent({
+          prompt,
+          negative_prompt: given.negative,
+          width: given.size?.width,
+          height: given.size?.height,
+          steps: given.steps,
+          seed: given.seed,
+          guidance_scale: given.guidance,
+          sampler: given.sampler,
+          model: given.model,
+          format,
+          num_images: given.numImages,
+        }),
+        output: given.output,
+        url: given.url,
+        defaultUrl,
+        json: given.json,
+        system: {
+          entries,
+          host: "127.0.0.1",
+          port: 0,
+          workers: 1,
+          models: [embeddedModel(root)],
+          device: "cpu",
+          logLevel: given.logLevel,
+        },
+      });
+      finish(exitCode);
+    });
+}
+
+function addModels(program: Command, { defaultUrl }: ProgramOptions): void {
+  const models = program.command("models").description("the models that a running system serves · 模型");
+  models
+    .command("ls", { isDefault: true })
+    .description("list them")
+    .addOption(urlOption().default(defaultUrl))
+    .option("--json", "print them as JSON", false)
+    .addHelpText("after", examples(["atelier models ls", "atelier models ls --json"]))
+    .action((given) => listModels({ url: given.url, json: given.json }));
+}
+
+function embeddedModel(root: string): string {
+  return join(root, "deploy/models/atelier-tiny");
+}
+
+function urlOption(): Option {
+  return new Option("--url <url>", "a running system").env("ATELIER_URL").argParser(httpUrl);
+}
+
+function logLevelOption(): Option {
+  return new Option("--log-level <level>", "what the services write to standard error")
+    .env("ATELIER_LOG_LEVEL")
+    .choices(LOG_LEVELS)
+    .default("warn");
+}
+
+function examples(lines: readonly string[]): string {
+  return `\nExamples · 示例:\n${lines.map((line) => `  ${line}`).join("\n")}`;
+}
+
+type Present<T> = { [K in keyof T]?: Exclude<T[K], undefined> };
+
+/** Leaves out what was not given: the server refuses null, and fills in its defaults for what is absent. */
+function withoutAbsent<T extends { prompt: string }>(fields: T): Present<T> & { prompt: string } {
+  const present = Object.entries(fields).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(present) as Present<T> & { prompt: string };
+}
+
+function isCommanderError(error: unknown): error is Error & { exitCode: number } {
+  return error instanceof Error && "code" in error && String(error.code).startsWith("commander.");
+}

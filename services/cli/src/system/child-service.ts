@@ -1,0 +1,101 @@
+import { type ChildProcess, fork } from "node:child_process";
+import { CliError } from "../cli-error.ts";
+
+/** What a service says to the process that spawned it. */
+export type ServiceMessage =
+  | { readonly type: "listening"; readonly address?: string; readonly url?: string }
+  | { readonly type: "ready" }
+  | { readonly type: "failed"; readonly message: string };
+
+export interface ChildServiceOptions {
+  /** Names it in messages: "worker w1". */
+  readonly name: string;
+  /** Its main.ts. */
+  readonly entry: string;
+  /** Laid over our own environment. */
+  readonly env: Readonly<Record<string, string>>;
+}
+
+/**
+ * A worker or gateway as a child process.
+ *
+ * It gets a process group of its own: Ctrl-C on a terminal goes to every process of the group in front, and the order
+ * in which the parts stop is ours to decide. It ends by itself when the channel to us closes, so that it does not
+ * outlive us even if we are killed.
+ */
+export class ChildService {
+  readonly name: string;
+  /** The address or URL that it listens on. Rejects with a CliError if it ends before. */
+  readonly listening: Promise<string>;
+  /** Rejects with a CliError if it ends before. */
+  readonly ready: Promise<void>;
+  /** How it ended, in words; never rejects. */
+  readonly ended: Promise<string>;
+  readonly #child: ChildProcess;
+  #failure: string | undefined;
+  #hasEnded = false;
+
+  constructor({ name, entry, env }: ChildServiceOptions) {
+    this.name = name;
+    // Standard output carries only what a command was asked for: what a child prints goes to standard error.
+    this.#child = fork(entry, {
+      env: { ...process.env, ...env },
+      execArgv: [],
+      detached: true,
+      stdio: ["ignore", 2, 2, "ipc"],
+    });
+    const listening = Promise.withResolvers<string>();
+    const ready = Promise.withResolvers<void>();
+    const ended = Promise.withResolvers<string>();
+    this.listening = listening.promise;
+    this.ready = ready.promise;
+    this.ended = ended.promise;
+
+    this.#child.on("message", (message: ServiceMessage) => {
+      if (message.type === "listening") listening.resolve(message.address ?? message.url ?? "");
+      if (message.type === "ready") ready.resolve();
+      if (message.type === "failed") this.#failure = message.message;
+    });
+    const end = (how: string) => {
+      this.#hasEnded = true;
+      const error = new CliError(`${name}: ${this.#failure ?? how}`);
+      listening.reject(error);
+      ready.reject(error);
+      ended.resolve(this.#failure ?? how);
+    };
+    this.#child.on("error", (error) => end(error.message));
+    // Its last message may still be on the way when it exits; the channel closes after that.
+    Promise.all([onceExited(this.#child), onceDisconnected(this.#child)]).then(([how]) => end(how));
+    // Callers wait for what they need. Its end, which rejects the others, is always seen by `ended`.
+    for (const promise of [this.listening, this.ready]) promise.catch(() => {});
+  }
+
+  get pid(): number | undefined {
+    return this.#child.pid;
+  }
+
+  /** Asks it to finish what it does and end; ends it after `graceMs`. Resolves when it is gone. */
+  async stop({ graceMs }: { graceMs: number }): Promise<void> {
+    if (this.#hasEnded) return;
+    this.#child.kill("SIGTERM");
+    const timer = setTimeout(() => this.kill(), graceMs);
+    await this.ended;
+    clearTimeout(timer);
+  }
+
+  kill(): void {
+    this.#child.kill("SIGKILL");
+  }
+}
+
+function onceExited(child: ChildProcess): Promise<string> {
+  return new Promise((resolve) => {
+    child.once("exit", (code, signal) => {
+      resolve(signal === null ? `it ended with exit code ${code}` : `it was ended by ${signal}`);
+    });
+  });
+}
+
+function onceDisconnected(child: ChildProcess): Promise<void> {
+  return new Promise((resolve) => child.once("disconnect", resolve));
+}
