@@ -72,8 +72,11 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   app.setErrorHandler((error, request, reply) => sendError(error, request, reply, options));
   app.addHook("onRequest", async (request, reply) => {
     reply.header(REQUEST_ID_HEADER, request.id);
-    if (options.inFlight.stopping) reply.header("connection", "close");
     observe(request, reply, options);
+  });
+  app.addHook("onSend", async (_request, reply) => {
+    // A kept-alive connection would hold up the stop until its caller drops it.
+    if (options.inFlight.stopping) reply.header("connection", "close");
   });
 
   await collectOpenApi(app);

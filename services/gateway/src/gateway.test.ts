@@ -580,7 +580,7 @@ function post(
   return fetch(`${gateway.url}/generate`, {
     method: "POST",
     headers: { "content-type": "application/json", ...headers },
-    body: typeof body === "string" || Buffer.isBuffer(body) ? (body as BodyInit) : JSON.stringify(body),
+    body: typeof body === "string" || Buffer.isBuffer(body) ? (body as string) : JSON.stringify(body),
     ...(signal && { signal }),
   });
 }

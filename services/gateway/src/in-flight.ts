@@ -7,7 +7,6 @@ import { ServingError } from "@atelier/core";
 export class InFlight {
   readonly #max: number;
   readonly #running = new Set<AbortController>();
-  #waitingForIdle: (() => void)[] = [];
   #stopping = false;
 
   constructor({ max }: { max: number }) {
@@ -35,7 +34,6 @@ export class InFlight {
       abort: (reason) => controller.abort(reason),
       leave: () => {
         this.#running.delete(controller);
-        if (this.#running.size === 0) for (const idle of this.#waitingForIdle.splice(0)) idle();
       },
     };
   }
@@ -53,12 +51,6 @@ export class InFlight {
   /** Ends everything that runs, with `reason`. */
   abortAll(reason: ServingError): void {
     for (const controller of this.#running) controller.abort(reason);
-  }
-
-  /** Resolves when nothing runs. */
-  idle(): Promise<void> {
-    if (this.#running.size === 0) return Promise.resolve();
-    return new Promise((resolve) => this.#waitingForIdle.push(resolve));
   }
 }
 

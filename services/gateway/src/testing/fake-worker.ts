@@ -99,7 +99,7 @@ export class FakeWorker {
   /** Listens again, on the same port. Its states count from 1 again, as a new process's do. */
   async revive(): Promise<void> {
     this.#sequence = 0n;
-    const relay = createServer((outside) => this.#join(outside));
+    const relay = createServer({ noDelay: true }, (outside) => this.#join(outside));
     await new Promise<void>((resolve, reject) => relay.once("error", reject).listen(this.#port, "127.0.0.1", resolve));
     this.#relay = relay;
     this.#port = (relay.address() as AddressInfo).port;
@@ -123,7 +123,7 @@ export class FakeWorker {
   }
 
   #join(outside: Socket): void {
-    const inside = connect(this.#serverPort, "127.0.0.1");
+    const inside = connect({ port: this.#serverPort, host: "127.0.0.1", noDelay: true });
     for (const socket of [outside, inside]) {
       this.#sockets.add(socket);
       socket.on("close", () => this.#sockets.delete(socket));
@@ -155,7 +155,10 @@ export class FakeWorker {
     const deadline = call.getDeadline();
     this.deadlines.set(request.requestId, deadline instanceof Date ? deadline.getTime() : deadline);
     let cancelled = false;
+    let answered = false;
     call.on("cancelled", () => {
+      // grpc-js says so of a call that ended well, too.
+      if (answered) return;
       cancelled = true;
       this.cancelled.push(request.requestId);
     });
@@ -165,6 +168,7 @@ export class FakeWorker {
       if (event !== undefined) call.write(create(ResponseSchema, { event }));
     };
     if (behaviour.kind === "fail") {
+      answered = true;
       call.emit("error", statusOf(behaviour.error));
       return;
     }
@@ -179,6 +183,7 @@ export class FakeWorker {
     }
     if (behaviour.kind === "answer" && behaviour.delayMs !== undefined) await sleep(behaviour.delayMs);
     if (cancelled) return;
+    answered = true;
 
     const leftOut = behaviour.kind === "leave-out" ? behaviour.what : undefined;
     const data = (behaviour.kind === "answer" ? behaviour.data : undefined) ?? PICTURE;
