@@ -35,7 +35,12 @@ export function planPhases(
   plan: Pick<SamplerPlan, "stepCount" | "startIndex">,
   channels: number,
 ): Phases {
-  const single = { shape: latentShape({ ...size, channels }), refine: undefined, hiresFix: undefined, steps: plan.stepCount };
+  const single = {
+    shape: latentShape({ ...size, channels }),
+    refine: undefined,
+    hiresFix: undefined,
+    steps: plan.stepCount,
+  };
   const { hiresFix } = manifest;
   if (hiresFix === undefined || size.width * size.height <= hiresFix.abovePixels) return single;
   const native = nativeSizeFor(size, manifest, hiresFix.latentScaleMax ?? Infinity);

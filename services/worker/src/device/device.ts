@@ -1,6 +1,6 @@
-import type { TextEncoder } from "../stages/text-encode.ts";
 import type { Unet } from "../stages/denoise.ts";
 import type { VaeDecoder } from "../stages/image-decode.ts";
+import type { TextEncoder } from "../stages/text-encode.ts";
 import { openOnnxDevice } from "./onnx/onnx-device.ts";
 import type { ProviderName } from "./onnx/providers.ts";
 

@@ -128,7 +128,8 @@ export class DenoiseJob implements StepJob {
     this.#history = history;
     this.#stepIndex += 1;
     this.#stepsDone += 1;
-    if (this.#phase === 0 && this.#stepIndex === plan.stepCount && this.#options.refine) this.#enlarge(this.#options.refine);
+    if (this.#phase === 0 && this.#stepIndex === plan.stepCount && this.#options.refine)
+      this.#enlarge(this.#options.refine);
   }
 
   /** A new array: samplers keep predictions in their history, and the device's own holds only until its next run. */

@@ -81,7 +81,14 @@ async function openDenoise(
       for (const { id, stepsDone } of stepped) if (stepsDone === 1) jobs.get(id)!.startedAtMs = startedAtMs;
       if (batch !== undefined) {
         const steps = stepped.map(({ id, stepsDone }) => ({ id, stepsDone }));
-        reply.report({ model: batch.model, shape: batch.shape, rows: batch.rows.length, ms, waiting: stage.waiting, steps });
+        reply.report({
+          model: batch.model,
+          shape: batch.shape,
+          rows: batch.rows.length,
+          ms,
+          waiting: stage.waiting,
+          steps,
+        });
       }
       for (const { id, latent } of finished) {
         const result = { latent: latent as Float32Array<ArrayBuffer>, startedAtMs: jobs.get(id)!.startedAtMs! };

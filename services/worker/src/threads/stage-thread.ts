@@ -88,7 +88,8 @@ export class StageThread<Work, Result, Command = never, Report = never> {
     const ended = once(this.#worker, "exit");
     this.#post({ type: "close" });
     await ended;
-    for (const { reject } of [...this.#pending.values()]) reject(new ServingError("DRAINING", "the worker has stopped"));
+    for (const { reject } of [...this.#pending.values()])
+      reject(new ServingError("DRAINING", "the worker has stopped"));
   }
 
   #post(message: ToThread<Work, Command>, transfer: readonly Transferable[] = []): void {

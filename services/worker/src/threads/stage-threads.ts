@@ -41,7 +41,11 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
 
   const textData: TextEncodeData = {
     device,
-    models: models.map(({ bundle }) => ({ ...networkFiles(bundle), tokenizerDir: bundle.tokenizerDir, digest: bundle.digest })),
+    models: models.map(({ bundle }) => ({
+      ...networkFiles(bundle),
+      tokenizerDir: bundle.tokenizerDir,
+      digest: bundle.digest,
+    })),
     limits: { waitingMax: options.limits.queueMax, chunksMax: CHUNKS_MAX, keptMax: KEPT_MAX },
   };
   const denoiseData: DenoiseData = {

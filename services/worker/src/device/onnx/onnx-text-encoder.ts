@@ -20,7 +20,10 @@ export class OnnxTextEncoder implements TextEncoder, Releasable {
 
   async encode(rows: readonly TokenIds[]): Promise<readonly Float32Array[]> {
     const length = rows[0]!.length;
-    invariant(rows.every((row) => row.length === length), "all chunks have one length");
+    invariant(
+      rows.every((row) => row.length === length),
+      "all chunks have one length",
+    );
     const ids = rows.flatMap((row) => Array.from(row));
     const dims = [rows.length, length];
     const input =

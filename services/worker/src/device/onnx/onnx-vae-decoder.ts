@@ -1,5 +1,5 @@
 import type { LatentShape } from "@atelier/diffusion";
-import { type InferenceSession, Tensor } from "onnxruntime-node";
+import type { InferenceSession, Tensor } from "onnxruntime-node";
 import type { DecodedPixels, VaeDecoder } from "../../stages/image-decode.ts";
 import type { Releasable } from "../device.ts";
 import { asFloat32, type FloatType, floatInput } from "./float-input.ts";

@@ -6,7 +6,10 @@ export const PROVIDERS = ["cpu", "cuda", "tensorrt", "webgpu"] as const;
 export type ProviderName = (typeof PROVIDERS)[number];
 
 /** y = Identity(x) on one float: the smallest graph that makes onnxruntime set a provider up. ONNX IR 8, opset 13. */
-const SMALLEST_GRAPH = Buffer.from("CAg6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCAhAN", "base64");
+const SMALLEST_GRAPH = Buffer.from(
+  "CAg6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCAhAN",
+  "base64",
+);
 
 const WHAT_TO_INSTALL: Record<ProviderName, string> = {
   cpu: "reinstall onnxruntime-node",
@@ -23,7 +26,10 @@ const WHAT_TO_INSTALL: Record<ProviderName, string> = {
  */
 export async function probeProvider(provider: ProviderName): Promise<void> {
   try {
-    const session = await InferenceSession.create(SMALLEST_GRAPH, { executionProviders: [provider], logSeverityLevel: 4 });
+    const session = await InferenceSession.create(SMALLEST_GRAPH, {
+      executionProviders: [provider],
+      logSeverityLevel: 4,
+    });
     await session.release();
   } catch (cause) {
     throw providerUnavailable(provider, cause);

@@ -18,7 +18,10 @@ export interface SessionOptions {
  *
  * @throws ServingError INVALID_BUNDLE naming the file and onnxruntime's reason.
  */
-export async function openSession(path: string, { provider, threads, spin }: SessionOptions): Promise<InferenceSession> {
+export async function openSession(
+  path: string,
+  { provider, threads, spin }: SessionOptions,
+): Promise<InferenceSession> {
   try {
     return await InferenceSession.create(path, {
       executionProviders: provider === "cpu" ? ["cpu"] : [provider, "cpu"],

@@ -1,0 +1,85 @@
+import { availableParallelism, hostname } from "node:os";
+import { fromEnv, readConfig } from "@atelier/core";
+import { LOG_LEVELS } from "@atelier/telemetry";
+import { z } from "zod";
+import { PROVIDERS, type ProviderName } from "./device/onnx/providers.ts";
+
+export interface WorkerConfig {
+  readonly id: string;
+  readonly listen: Address;
+  /** Where /metrics and /healthz are. */
+  readonly metricsListen: Address;
+  readonly bundleDirs: readonly string[];
+  readonly provider: ProviderName;
+  /** What to do where the provider is not there: refuse to start, or use the CPU and say so. */
+  readonly fallback: "none" | "cpu";
+  readonly threads: number;
+  /** Requests in flight and waiting. */
+  readonly queueMax: number;
+  /** Images in one U-Net run. */
+  readonly stepBatchMax: number;
+  readonly drainMs: number;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+}
+
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** "host:port", "[v6]:port". */
+const ADDRESS = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]+)):(\d{1,5})$/;
+
+const address = () =>
+  z.string().transform((text, context): Address => {
+    const match = ADDRESS.exec(text);
+    const port = Number(match?.[3]);
+    if (match !== null && port <= 65_535) return { host: (match[1] ?? match[2])!, port };
+    context.addIssue({ code: "custom", message: "must be HOST:PORT, the port 0..65535 (0: any free one)" });
+    return z.NEVER;
+  });
+
+const schema = z.object({
+  ATELIER_WORKER_ID: z.string().max(200).optional(),
+  // Loopback, as the service has no authentication of its own: a cluster sets the pod's address.
+  ATELIER_WORKER_LISTEN: address().default({ host: "127.0.0.1", port: 50_051 }),
+  // Any free port: several workers on one machine must not fight for it. The log says which.
+  ATELIER_WORKER_METRICS_LISTEN: address().default({ host: "127.0.0.1", port: 0 }),
+  ATELIER_MODELS: z
+    .string({ error: "must name the model bundles: folders, separated by commas" })
+    .pipe(fromEnv.list())
+    .refine((dirs) => dirs.length > 0, "names no folder"),
+  ATELIER_DEVICE: z.enum(PROVIDERS).default("cpu"),
+  // Refusing is the default: a GPU machine that quietly serves from its CPU is 50 times slower and looks healthy.
+  ATELIER_DEVICE_FALLBACK: z.enum(["none", "cpu"]).default("none"),
+  ATELIER_THREADS: fromEnv.integer({ min: 1, max: 1024 }).optional(),
+  ATELIER_QUEUE_MAX: fromEnv.integer({ min: 1, max: 10_000 }).default(64),
+  // Rows per second on a CPU hardly grow beyond 16 rows, which are 8 images with guidance.
+  ATELIER_STEP_BATCH_MAX: fromEnv.integer({ min: 1, max: 256 }).default(8),
+  // Kubernetes' default grace period is 30 s.
+  ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
+  ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
+});
+
+/** @throws ConfigError naming every bad variable. */
+export function readWorkerConfig(env: Record<string, string | undefined>): WorkerConfig {
+  const values = readConfig(schema, env);
+  return Object.freeze({
+    id: values.ATELIER_WORKER_ID ?? `${hostname()}-${process.pid}`,
+    listen: values.ATELIER_WORKER_LISTEN,
+    metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,
+    bundleDirs: values.ATELIER_MODELS,
+    provider: values.ATELIER_DEVICE,
+    fallback: values.ATELIER_DEVICE_FALLBACK,
+    threads: values.ATELIER_THREADS ?? availableParallelism(),
+    queueMax: values.ATELIER_QUEUE_MAX,
+    stepBatchMax: values.ATELIER_STEP_BATCH_MAX,
+    drainMs: values.ATELIER_DRAIN_MS,
+    logLevel: values.ATELIER_LOG_LEVEL,
+  });
+}
+
+/** An address as URLs and gRPC targets write it. */
+export function addressText({ host, port }: Address): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}

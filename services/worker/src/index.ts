@@ -1,0 +1,14 @@
+/** What tests and benches outside this service drive it by. Processes speak to it through gRPC only. */
+export { type Bundle, readBundle } from "./bundle/index.ts";
+export type { ParentMessage } from "./lifecycle.ts";
+export {
+  createPipeline,
+  type GenerationCall,
+  type GenerationEvent,
+  type GenerationOutcome,
+  type Pipeline,
+  type PipelineOptions,
+} from "./pipeline.ts";
+export { PromptTokenizer, parsePrompt } from "./prompt/index.ts";
+export type { GenerationRequest } from "./request.ts";
+export type { EncodedImage, ImageFormat } from "./stages/image-file.ts";

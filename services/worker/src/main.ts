@@ -1,0 +1,59 @@
+import { toServingError } from "@atelier/core";
+import { createLogger } from "@atelier/telemetry";
+import { readWorkerConfig } from "./config.ts";
+import { chooseProvider } from "./device/choose-provider.ts";
+import { tellParent, untilAskedToStop } from "./lifecycle.ts";
+import { WorkerMetrics } from "./metrics.ts";
+import { serveMetrics } from "./metrics-server.ts";
+import { createPipeline } from "./pipeline.ts";
+import { serveWorker } from "./server/worker-server.ts";
+
+try {
+  await main();
+} catch (error) {
+  fail(error);
+}
+
+async function main(): Promise<void> {
+  const config = readWorkerConfig(process.env);
+  const logger = createLogger("worker", config.logLevel, { workerId: config.id });
+  const stopping = untilAskedToStop();
+
+  const provider = await chooseProvider(config, logger);
+  const identity = { id: config.id, device: provider, simulated: false };
+  const metrics = new WorkerMetrics();
+  const server = await serveWorker({ listen: config.listen, identity, metrics, logger });
+  const metricsServer = await serveMetrics(config.metricsListen, metrics.registry, () => server.serving);
+  tellParent({ type: "listening", address: server.address, metricsAddress: metricsServer.address });
+  logger.info({ address: server.address, metrics: metricsServer.address, provider }, "listening");
+
+  const pipeline = await createPipeline({
+    bundleDirs: config.bundleDirs,
+    device: { provider, threads: config.threads },
+    limits: config,
+    observer: metrics,
+    onFatal: fail,
+  });
+  metrics.state = () => pipeline.state;
+  await pipeline.warmUp();
+  server.open(pipeline);
+  tellParent({ type: "ready" });
+  logger.info({ models: [...pipeline.models.keys()], threads: config.threads }, "ready");
+
+  const reason = await stopping;
+  logger.info({ reason, drainMs: config.drainMs }, "draining");
+  await server.drain({ timeoutMs: config.drainMs });
+  await pipeline.close();
+  await server.close();
+  await metricsServer.close();
+  logger.info("stopped");
+  process.exit(0); // the stages' threads have ended: nothing runs that this could tear apart
+}
+
+/** Something that ends the process: said on standard error and to the parent. */
+function fail(error: unknown): never {
+  const { message } = error instanceof Error ? error : toServingError(error);
+  process.stderr.write(`atelier worker: ${message}\n`);
+  tellParent({ type: "failed", message });
+  process.exit(1);
+}

@@ -1,0 +1,43 @@
+import { once } from "node:events";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import type { Registry } from "@atelier/telemetry";
+import { type Address, addressText } from "./config.ts";
+
+export interface MetricsServer {
+  /** "host:port", the port that was bound. */
+  readonly address: string;
+  close(): Promise<void>;
+}
+
+/** GET /metrics in Prometheus' text format; GET /healthz is 200 while `healthy()`, 503 otherwise. */
+export async function serveMetrics(
+  listen: Address,
+  registry: Registry,
+  healthy: () => boolean,
+): Promise<MetricsServer> {
+  const server = createServer(async (request, response) => {
+    if (request.method !== "GET") {
+      response.writeHead(405).end();
+    } else if (request.url === "/metrics") {
+      const text = await registry.metrics();
+      response.writeHead(200, { "content-type": registry.contentType }).end(text);
+    } else if (request.url === "/healthz") {
+      const ok = healthy();
+      response.writeHead(ok ? 200 : 503, { "content-type": "text/plain" }).end(ok ? "ok\n" : "not serving\n");
+    } else {
+      response.writeHead(404).end();
+    }
+  });
+  server.listen(listen.port, listen.host);
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  return {
+    address: addressText({ host: listen.host, port }),
+    close: async () => {
+      server.close();
+      server.closeAllConnections();
+      await once(server, "close");
+    },
+  };
+}

@@ -1,0 +1,95 @@
+import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
+import type { PipelineObserver, PipelineState, Stage } from "./pipeline.ts";
+import type { DenoiseReport } from "./threads/denoise.thread.ts";
+
+/** Seconds of one U-Net run, from a tiny model on a fast device to SDXL on a CPU. */
+const STEP_BUCKETS_S = [0.002, 0.005, 0.01, 0.02, 0.035, 0.06, 0.1, 0.2, 0.35, 0.6, 1, 2, 5, 15];
+const ROW_BUCKETS = [1, 2, 4, 6, 8, 12, 16, 24, 32, 64];
+
+/** What a worker measures of itself. */
+export class WorkerMetrics implements PipelineObserver {
+  readonly registry: Registry;
+  /** Set once there is a pipeline to ask. */
+  state: () => PipelineState | undefined = () => undefined;
+  readonly #requests: Counter<"outcome">;
+  readonly #requestSeconds: Histogram<"outcome">;
+  readonly #stageSeconds: Histogram<"stage">;
+  readonly #stepSeconds: Histogram<"model">;
+  readonly #batchRows: Histogram<"model">;
+  #denoiseWaiting = 0;
+
+  constructor(registry: Registry = createRegistry("worker")) {
+    this.registry = registry;
+    const registers = [registry];
+    this.#requests = new Counter({
+      name: "atelier_worker_requests_total",
+      help: "Requests by outcome: ok, or the code of the error",
+      labelNames: ["outcome"],
+      registers,
+    });
+    this.#requestSeconds = new Histogram({
+      name: "atelier_worker_request_seconds",
+      help: "Time from a request's arrival to its end",
+      labelNames: ["outcome"],
+      buckets: DURATION_BUCKETS_S,
+      registers,
+    });
+    this.#stageSeconds = new Histogram({
+      name: "atelier_worker_stage_seconds",
+      help: "Time that finished requests spent in a stage, waiting included",
+      labelNames: ["stage"],
+      buckets: DURATION_BUCKETS_S,
+      registers,
+    });
+    this.#stepSeconds = new Histogram({
+      name: "atelier_worker_step_seconds",
+      help: "Time of one turn of the denoise loop: one U-Net run and the samplers' advance",
+      labelNames: ["model"],
+      buckets: STEP_BUCKETS_S,
+      registers,
+    });
+    this.#batchRows = new Histogram({
+      name: "atelier_worker_step_batch_rows",
+      help: "Rows in one U-Net run; an image takes two with guidance, one without",
+      labelNames: ["model"],
+      buckets: ROW_BUCKETS,
+      registers,
+    });
+    this.#gauge("atelier_worker_requests_in_flight", "Requests accepted and not finished", (s) => s.requestsInFlight);
+    this.#gauge("atelier_worker_requests_free", "Requests that would still be accepted", (s) => s.requestsFree);
+    this.#gauge("atelier_worker_backlog_seconds", "Predicted device time of accepted work", (s) => s.backlogMs / 1000);
+    this.#gauge(
+      "atelier_worker_denoise_waiting",
+      "Images that wait for a place in the step batch",
+      () => this.#denoiseWaiting,
+    );
+  }
+
+  requestEnded(outcome: string, ms: number): void {
+    this.#requests.inc({ outcome });
+    this.#requestSeconds.observe({ outcome }, ms / 1000);
+  }
+
+  ran({ model, rows, ms, waiting }: DenoiseReport): void {
+    this.#stepSeconds.observe({ model }, ms / 1000);
+    this.#batchRows.observe({ model }, rows);
+    this.#denoiseWaiting = waiting;
+  }
+
+  stageTook(stage: Stage, ms: number): void {
+    this.#stageSeconds.observe({ stage }, ms / 1000);
+  }
+
+  #gauge(name: string, help: string, read: (state: PipelineState) => number): void {
+    const metrics = this;
+    new Gauge({
+      name,
+      help,
+      registers: [this.registry],
+      collect() {
+        const state = metrics.state();
+        if (state !== undefined) this.set(read(state));
+      },
+    });
+  }
+}

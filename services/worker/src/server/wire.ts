@@ -1,0 +1,137 @@
+import { ServingError } from "@atelier/core";
+import type { SamplerName } from "@atelier/diffusion";
+import {
+  type GenerateRequest,
+  type GenerateResponse,
+  GenerateResponseSchema,
+  type GenerationParameters,
+  ImageFormat,
+  ReceiptSchema,
+  Sampler,
+  Stage as WireStage,
+} from "@atelier/proto";
+import { create } from "@bufbuild/protobuf";
+import type { GenerationEvent, GenerationOutcome, Stage } from "../pipeline.ts";
+import type { GenerationRequest } from "../request.ts";
+import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
+
+const WIRE_SAMPLERS: Readonly<Record<SamplerName, Sampler>> = {
+  dpmpp_2m: Sampler.DPMPP_2M,
+  dpmpp_2m_sde: Sampler.DPMPP_2M_SDE,
+  euler: Sampler.EULER,
+  euler_a: Sampler.EULER_A,
+  ddim: Sampler.DDIM,
+  unipc: Sampler.UNIPC,
+  lcm: Sampler.LCM,
+};
+
+const WIRE_FORMATS: Readonly<Record<Exclude<ImageFormatName, "raw">, ImageFormat>> = {
+  png: ImageFormat.PNG,
+  jpeg: ImageFormat.JPEG,
+  webp: ImageFormat.WEBP,
+};
+
+const WIRE_STAGES: Readonly<Record<Stage, WireStage>> = {
+  text_encode: WireStage.TEXT_ENCODE,
+  denoise: WireStage.DENOISE,
+  image_decode: WireStage.IMAGE_DECODE,
+};
+
+export function wireSampler(sampler: SamplerName): Sampler {
+  return WIRE_SAMPLERS[sampler];
+}
+
+/**
+ * The request as the pipeline knows it. Only the form is judged here; the pipeline judges the values.
+ *
+ * @throws ServingError INVALID_REQUEST naming the field.
+ */
+export function readGenerateRequest(message: GenerateRequest): GenerationRequest {
+  const { parameters } = message;
+  if (message.requestId === "") throw refused("request_id", "is empty; it names the request in logs and events");
+  if (parameters === undefined) throw refused("parameters", "are missing");
+  refuseUnsupported(message);
+  const { model, prompt, negativePrompt, width, height, steps, guidanceScale, seed, numImages, karrasSigmas } =
+    parameters;
+  return {
+    id: message.requestId,
+    model,
+    prompt,
+    negativePrompt,
+    width,
+    height,
+    steps,
+    guidanceScale,
+    sampler: named("sampler", WIRE_SAMPLERS, parameters.sampler),
+    karras: karrasSigmas,
+    seed,
+    numImages,
+    encoding: {
+      format: named("format", WIRE_FORMATS, message.format),
+      quality: message.quality === 0 ? QUALITY_DEFAULT : message.quality,
+    },
+  };
+}
+
+/** Fields of the contract that this worker does not follow are refused: ignoring them would break a promise in silence. */
+function refuseUnsupported(message: GenerateRequest): void {
+  const asked = {
+    resume_from: message.resumeFrom.length > 0,
+    checkpoint_every_steps: message.checkpointEverySteps > 0,
+    preview_every_steps: message.previewEverySteps > 0,
+  };
+  for (const [field, isAsked] of Object.entries(asked)) {
+    if (isAsked) throw refused(field, "is not supported by this worker yet");
+  }
+}
+
+/** The name that `wire` gives to `value`. */
+function named<Name extends string>(field: string, wire: Readonly<Record<Name, number>>, value: number): Name {
+  const names = Object.keys(wire) as Name[];
+  const name = names.find((candidate) => wire[candidate] === value);
+  if (name !== undefined) return name;
+  throw refused(field, `${value} is not one of ${names.map((known) => `${wire[known]} (${known})`).join(", ")}`);
+}
+
+function refused(field: string, complaint: string): ServingError {
+  return new ServingError("INVALID_REQUEST", `${field} ${complaint}`, { field });
+}
+
+/** An event as the stream carries it. */
+export function wireEvent(event: GenerationEvent): GenerateResponse {
+  switch (event.type) {
+    case "accepted": {
+      const { backlogMs, stepsTotal } = event;
+      return create(GenerateResponseSchema, { event: { case: "accepted", value: { backlogMs, stepsTotal } } });
+    }
+    case "progress": {
+      const { imageIndex, stepsDone } = event;
+      const value = { stage: WIRE_STAGES[event.stage], imageIndex, stepsDone };
+      return create(GenerateResponseSchema, { event: { case: "progress", value } });
+    }
+    case "image": {
+      const { imageIndex, seed, image } = event;
+      return create(GenerateResponseSchema, { event: { case: "image", value: { imageIndex, seed, ...image } } });
+    }
+  }
+}
+
+/** The last event of a stream. */
+export function wireCompleted(
+  parameters: GenerationParameters,
+  outcome: GenerationOutcome,
+  worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
+): GenerateResponse {
+  const { modelDigest, hiresFix, promptChunks, times } = outcome;
+  const receipt = create(ReceiptSchema, {
+    parameters,
+    modelDigest,
+    workerId: worker.id,
+    device: worker.device,
+    simulated: worker.simulated,
+    ...(hiresFix && { hiresFix }),
+    times,
+    promptChunks,
+  });
+  return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
+}

@@ -1,0 +1,213 @@
+import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
+import {
+  type DrainRequest,
+  type DrainResponse,
+  DrainResponseSchema,
+  type GenerateRequest,
+  type GenerateResponse,
+  type WatchRequest,
+  type WatchResponse,
+  WatchResponseSchema,
+  WorkerService,
+} from "@atelier/proto";
+import { channelOptions, serviceDefinition, statusOf } from "@atelier/rpc";
+import type { Logger } from "@atelier/telemetry";
+import { create } from "@bufbuild/protobuf";
+import {
+  Server,
+  ServerCredentials,
+  type ServerUnaryCall,
+  type ServerWritableStream,
+  type sendUnaryData,
+} from "@grpc/grpc-js";
+import { HealthImplementation } from "grpc-health-check";
+import { type Address, addressText } from "../config.ts";
+import type { WorkerMetrics } from "../metrics.ts";
+import type { Pipeline } from "../pipeline.ts";
+import { EventWriter } from "./event-writer.ts";
+import { reflectionOf } from "./reflection.ts";
+import { StatePublisher } from "./state-publisher.ts";
+import { readGenerateRequest, wireCompleted, wireEvent } from "./wire.ts";
+import { describeWorker, type WorkerIdentity } from "./worker-state.ts";
+
+/** A call without a deadline gets this one: nothing runs for ever. */
+const CALL_MAX_MS = 15 * 60_000;
+/** How long open streams may keep the server from closing. */
+const CLOSE_MAX_MS = 1000;
+
+export interface WorkerServerOptions {
+  readonly listen: Address;
+  readonly identity: WorkerIdentity;
+  readonly metrics: WorkerMetrics;
+  readonly logger: Logger;
+  readonly clock?: Clock;
+}
+
+/** Binds the port; every call but Watch, health and reflection is refused until `open()`. */
+export async function serveWorker(options: WorkerServerOptions): Promise<WorkerServer> {
+  const server = new WorkerServer(options);
+  await server.bind();
+  return server;
+}
+
+/** The worker's gRPC face. Turns messages into the pipeline's words and back; decides nothing about images. */
+export class WorkerServer {
+  readonly #options: WorkerServerOptions;
+  readonly #clock: Clock;
+  readonly #server = new Server(channelOptions);
+  readonly #health = new HealthImplementation({ "": "NOT_SERVING", [WorkerService.typeName]: "NOT_SERVING" });
+  readonly #publisher: StatePublisher<WatchResponse>;
+  readonly #watching = new Set<ServerWritableStream<WatchRequest, WatchResponse>>();
+  #pipeline: Pipeline | undefined;
+  #draining = false;
+  #finished = 0; // requests that ended well
+  #port = 0;
+
+  constructor(options: WorkerServerOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#publisher = new StatePublisher(this.#clock, (sequence) =>
+      create(WatchResponseSchema, {
+        state: describeWorker(options.identity, sequence, this.#pipeline, this.#draining),
+      }),
+    );
+  }
+
+  /** "host:port", the port that was bound. */
+  get address(): string {
+    return addressText({ ...this.#options.listen, port: this.#port });
+  }
+
+  get serving(): boolean {
+    return this.#pipeline !== undefined && !this.#draining;
+  }
+
+  async bind(): Promise<void> {
+    this.#server.addService(serviceDefinition(WorkerService), {
+      generate: (call: ServerWritableStream<GenerateRequest, GenerateResponse>) => void this.#generate(call),
+      watch: (call: ServerWritableStream<WatchRequest, WatchResponse>) => this.#watch(call),
+      drain: (call: ServerUnaryCall<DrainRequest, DrainResponse>, reply: sendUnaryData<DrainResponse>) =>
+        void this.#drainCall(call, reply),
+    });
+    this.#health.addToServer(this.#server);
+    reflectionOf([WorkerService]).addToServer(this.#server);
+    this.#port = await new Promise<number>((resolve, reject) => {
+      const target = addressText(this.#options.listen);
+      this.#server.bindAsync(target, ServerCredentials.createInsecure(), (error, port) =>
+        error === null ? resolve(port) : reject(error),
+      );
+    });
+  }
+
+  /** The pipeline is warm: admits requests, and says so. */
+  open(pipeline: Pipeline): void {
+    this.#pipeline = pipeline;
+    pipeline.onChange(() => this.#publisher.changed());
+    this.#setHealth("SERVING");
+    this.#publisher.changed();
+  }
+
+  /**
+   * Stops admitting, waits up to `timeoutMs` for what is in flight, and takes back what is left, which the callers see
+   * as DRAINING: another worker can do it.
+   */
+  async drain({ timeoutMs }: { timeoutMs: number }): Promise<{ finished: number }> {
+    this.#draining = true;
+    this.#setHealth("NOT_SERVING");
+    this.#publisher.changed();
+    const before = this.#finished;
+    const pipeline = this.#pipeline;
+    if (pipeline !== undefined) {
+      const giveUp = this.#clock.after(timeoutMs, () =>
+        pipeline.stop(new ServingError("DRAINING", `worker ${this.#options.identity.id} is leaving and out of time`)),
+      );
+      await pipeline.idle();
+      giveUp();
+    }
+    return { finished: this.#finished - before };
+  }
+
+  /** Ends every stream and lets the port go. */
+  async close(): Promise<void> {
+    for (const call of this.#watching) call.end();
+    const force = this.#clock.after(CLOSE_MAX_MS, () => this.#server.forceShutdown());
+    await new Promise<void>((resolve) => this.#server.tryShutdown(() => resolve()));
+    force();
+  }
+
+  async #generate(call: ServerWritableStream<GenerateRequest, GenerateResponse>): Promise<void> {
+    const startedAtMs = this.#clock.nowMs();
+    const { identity, metrics, logger } = this.#options;
+    const gone = new AbortController();
+    const deadline = this.#deadlineOf(call);
+    call.on("cancelled", () => gone.abort(callEnded(deadline)));
+    const writer = new EventWriter<GenerateResponse>(call);
+    let outcome = "ok";
+    try {
+      const pipeline = this.#admitting();
+      const made = await pipeline.generate(readGenerateRequest(call.request), {
+        signal: gone.signal,
+        deadline,
+        onEvent: (event) =>
+          event.type === "progress" ? writer.writeNewest(wireEvent(event)) : writer.write(wireEvent(event)),
+      });
+      this.#finished += 1;
+      writer.write(wireCompleted(call.request.parameters!, made, identity));
+      call.end();
+    } catch (error) {
+      const { code } = toServingError(error);
+      outcome = code;
+      if (code === "INTERNAL") logger.error({ err: error, requestId: call.request.requestId }, "a request failed");
+      call.emit("error", statusOf(error));
+    }
+    const ms = this.#clock.nowMs() - startedAtMs;
+    metrics.requestEnded(outcome, ms);
+    logger.debug({ requestId: call.request.requestId, outcome, ms }, "request ended");
+  }
+
+  #watch(call: ServerWritableStream<WatchRequest, WatchResponse>): void {
+    const writer = new EventWriter<WatchResponse>(call);
+    this.#watching.add(call);
+    const end = this.#publisher.watch((state) => writer.writeNewest(state));
+    const ended = () => {
+      this.#watching.delete(call);
+      end();
+    };
+    call.on("cancelled", ended);
+    call.on("finish", ended);
+  }
+
+  async #drainCall(
+    call: ServerUnaryCall<DrainRequest, DrainResponse>,
+    reply: sendUnaryData<DrainResponse>,
+  ): Promise<void> {
+    this.#options.logger.info({ graceMs: call.request.graceMs }, "asked to drain");
+    const { finished } = await this.drain({ timeoutMs: call.request.graceMs });
+    reply(null, create(DrainResponseSchema, { finished }));
+  }
+
+  #admitting(): Pipeline {
+    const { id } = this.#options.identity;
+    if (this.#draining) throw new ServingError("DRAINING", `worker ${id} is leaving and admits nothing new`);
+    if (this.#pipeline === undefined) throw new ServingError("NO_WORKER", `worker ${id} is still loading its models`);
+    return this.#pipeline;
+  }
+
+  #deadlineOf(call: ServerWritableStream<GenerateRequest, GenerateResponse>): Deadline {
+    const stated = call.getDeadline();
+    const atMs = stated instanceof Date ? stated.getTime() : stated;
+    const latestMs = this.#clock.nowMs() + CALL_MAX_MS;
+    return new Deadline(this.#clock, Math.min(atMs, latestMs));
+  }
+
+  #setHealth(status: "SERVING" | "NOT_SERVING"): void {
+    this.#health.setStatus("", status);
+    this.#health.setStatus(WorkerService.typeName, status);
+  }
+}
+
+/** grpc-js tells an expired call and one that was taken back in the same way. */
+function callEnded(deadline: Deadline): ServingError {
+  if (deadline.passed) return new ServingError("DEADLINE_EXCEEDED", "the call's deadline passed");
+  return new ServingError("CANCELLED", "the caller went away or took the request back");
+}
