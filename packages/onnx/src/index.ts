@@ -1,2 +1,3 @@
-/** Reading ONNX graphs without their weights. */
+/** Reading ONNX graphs without their weights. `proto` holds the messages themselves, for whoever makes a graph. */
+export * as proto from "../gen/onnx_pb.ts";
 export { type ExternalData, OnnxError, type OnnxGraph, type OnnxValue, readOnnxGraph } from "./read-graph.ts";
