@@ -1,7 +1,7 @@
 """
 Writes data/pipeline.json and data/pipeline/*.png: pictures that diffusers' StableDiffusionPipeline makes on torch from
 a bundle's own weights, for (prompt, seed, sampler) triples in English and Chinese, with the model's default steps and
-guidance, at its native size.
+guidance: at its native size, and a few at its default size by the two passes that the worker calls hires fix.
 
 Run: OMP_NUM_THREADS=1 python test/golden/write_pipeline.py [deploy/models/atelier-tiny]
 """
@@ -51,6 +51,22 @@ TRIPLES = (
     ("a red vase in watercolour", 24, "lcm", False),
 )
 
+HIRES_TRIPLES = (
+    ("国潮风T恤, 白色背景", 42, "dpmpp_2m", False),
+    ("a blue mug on a wooden table", 43, "euler_a", False),
+)
+
+# The files whose numbers are in the pictures.
+PARTS = (
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "text_encoder/model.onnx",
+    "unet/model.onnx",
+    "vae_decoder/model.onnx",
+    "vae_decoder/config.json",
+    "scheduler/scheduler_config.json",
+)
+
 
 def load_pipeline(bundle: Path, folder: Path) -> diffusers.StableDiffusionPipeline:
     command = [sys.executable, "-m", "atelier_trainer.to_diffusers", str(bundle), str(folder)]
@@ -60,16 +76,28 @@ def load_pipeline(bundle: Path, folder: Path) -> diffusers.StableDiffusionPipeli
     return pipeline
 
 
+def enlarge(pipeline: diffusers.StableDiffusionPipeline, latent: torch.Tensor, size: dict, hires_fix: dict, **call):
+    """The second pass: upscaled in latent space, then image to image, going on with the same generator."""
+    latent_size = (size["height"] // 8, size["width"] // 8)
+    corners = {} if hires_fix["upscale"] == "nearest" else {"align_corners": False, "antialias": False}
+    upscaled = torch.nn.functional.interpolate(latent, size=latent_size, mode=hires_fix["upscale"], **corners)
+    image_to_image = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    image_to_image.set_progress_bar_config(disable=True)
+    return image_to_image(image=upscaled, strength=hires_fix["strength"], **call)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def main(bundle: Path) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    manifest_bytes = (bundle / "atelier.json").read_bytes()
-    manifest = json.loads(manifest_bytes)
+    manifest = json.loads((bundle / "atelier.json").read_text())
+    native, full = manifest["nativeSize"], manifest["defaultSize"]
     settings = {
         "negativePrompt": NEGATIVE_PROMPT,
         "steps": manifest["defaultSteps"],
         "guidanceScale": manifest["defaultGuidanceScale"],
-        "width": manifest["nativeSize"]["width"],
-        "height": manifest["nativeSize"]["height"],
     }
     pictures = DATA / "pipeline"
     shutil.rmtree(pictures, ignore_errors=True)
@@ -79,28 +107,31 @@ def main(bundle: Path) -> None:
     original = pipeline.scheduler
 
     cases = []
-    for number, (prompt, seed, sampler, karras) in enumerate(TRIPLES, start=1):
+    wanted = [(*triple, native) for triple in TRIPLES] + [(*triple, full) for triple in HIRES_TRIPLES]
+    for number, (prompt, seed, sampler, karras, size) in enumerate(wanted, start=1):
         scheduler_class, overrides = SCHEDULERS[sampler]
         spacing = {"use_karras_sigmas": True} if karras else {}
         pipeline.scheduler = scheduler_class.from_config(original.config, **overrides, **spacing)
-        image = pipeline(
-            prompt,
-            negative_prompt=settings["negativePrompt"],
-            num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidanceScale"],
-            width=settings["width"],
-            height=settings["height"],
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="np",
-        ).images[0]
+        call = {
+            "prompt": prompt,
+            "negative_prompt": settings["negativePrompt"],
+            "num_inference_steps": settings["steps"],
+            "guidance_scale": settings["guidanceScale"],
+            "generator": torch.Generator("cpu").manual_seed(seed),
+        }
+        if size == native:
+            image = pipeline(**call, **native, output_type="np").images[0]
+        else:
+            latent = pipeline(**call, **native, output_type="latent").images
+            image = enlarge(pipeline, latent, size, manifest["hiresFix"], **call, output_type="np").images[0]
         file = f"{number:02d}-{sampler}{'-karras' if karras else ''}.png"
         Image.fromarray((image * 255).round().astype(np.uint8)).save(pictures / file, optimize=True)
-        cases.append({"file": file, "prompt": prompt, "seed": seed, "sampler": sampler, "karras": karras})
+        cases.append({"file": file, "prompt": prompt, "seed": seed, "sampler": sampler, "karras": karras, **size})
 
     head = {
         "writtenBy": "test/golden/write_pipeline.py",
         "versions": versions(transformers),
-        "bundle": {"id": manifest["id"], "manifestSha256": hashlib.sha256(manifest_bytes).hexdigest()},
+        "bundle": {"id": manifest["id"], "parts": {part: sha256(bundle / part) for part in PARTS}},
         **settings,
     }
     lines = ",\n".join("    " + json.dumps(case, ensure_ascii=False) for case in cases)
