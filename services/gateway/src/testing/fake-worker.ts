@@ -48,6 +48,7 @@ export class FakeWorker {
 
   readonly #state: StateInit;
   readonly #script: Behaviour[] = [];
+  #awaitingRequest: (() => void)[] = [];
   readonly #watchers = new Set<ServerWritableStream<unknown, unknown>>();
   readonly #server = new Server({ ...channelOptions });
   readonly #sockets = new Set<Socket>();
@@ -74,6 +75,11 @@ export class FakeWorker {
   /** The next requests are treated so, in order; then as usual. */
   next(...behaviours: readonly Behaviour[]): void {
     this.#script.push(...behaviours);
+  }
+
+  /** Resolves when another request has come. */
+  nextRequest(): Promise<void> {
+    return new Promise((resolve) => this.#awaitingRequest.push(resolve));
   }
 
   /** Tells every watcher the state with `changes`. */
@@ -152,6 +158,7 @@ export class FakeWorker {
   async #generate(call: GenerateCall): Promise<void> {
     const { request } = call;
     this.requests.push(request);
+    for (const came of this.#awaitingRequest.splice(0)) came();
     const deadline = call.getDeadline();
     this.deadlines.set(request.requestId, deadline instanceof Date ? deadline.getTime() : deadline);
     let cancelled = false;

@@ -1,0 +1,105 @@
+import { Validator } from "@seriousme/openapi-schema-validator";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { startGateway, type TestGateway } from "../testing/start-gateway.ts";
+
+describe("GET /openapi.json", () => {
+  let gateway: TestGateway;
+  let document: OpenApi;
+
+  beforeAll(async () => {
+    gateway = await startGateway([]);
+    document = (await (await fetch(`${gateway.url}/openapi.json`)).json()) as OpenApi;
+  });
+  afterAll(() => gateway.stop());
+
+  it("is valid OpenAPI 3.1, every reference in it leading somewhere", async () => {
+    const validator = new Validator();
+    expect(await validator.validate(structuredClone(document) as unknown as Record<string, unknown>)).toEqual({
+      valid: true,
+    });
+    expect(validator.version).toBe("3.1");
+    const names = Array.from(
+      JSON.stringify(document).matchAll(/"#\/components\/schemas\/([^"]+)"/g),
+      ([, name]) => name!,
+    );
+    expect(new Set(names)).toEqual(new Set(Object.keys(document.components.schemas)));
+  });
+
+  it("holds every route that answers", () => {
+    const routes = Object.entries(document.paths).flatMap(([path, methods]) =>
+      Object.keys(methods).map((method) => `${method} ${path}`),
+    );
+    expect(routes.sort()).toEqual(
+      ["post /generate", "get /v1/models", "get /healthz", "get /readyz", "get /metrics", "get /openapi.json"].sort(),
+    );
+    for (const route of routes) {
+      const [method, url] = route.split(" ") as [string, string];
+      expect(gateway.app.hasRoute({ method: method.toUpperCase() as "GET", url }), route).toBe(true);
+    }
+    // What fastify itself lists, but for the HEAD that comes with each GET.
+    const listed = gateway.app.printRoutes({ commonPrefix: false }).matchAll(/\((?:GET|POST)[^)]*\)/g);
+    expect([...listed]).toHaveLength(routes.length);
+  });
+
+  it("lists the fields of a request, with types, limits and defaults, and allows no others", () => {
+    const { properties, required, additionalProperties } = document.components.schemas["GenerateInput"]!;
+    expect(required).toEqual(["prompt"]);
+    expect(additionalProperties).toBe(false);
+    expect(Object.keys(properties)).toEqual([
+      "prompt",
+      "negative_prompt",
+      "width",
+      "height",
+      "steps",
+      "seed",
+      "guidance_scale",
+      "sampler",
+      "model",
+      "format",
+      "quality",
+      "num_images",
+    ]);
+    expect(properties).toMatchObject({
+      negative_prompt: { type: "string", default: "低分辨率, 模糊" },
+      width: { type: "integer", default: 512 },
+      height: { type: "integer", default: 512 },
+      steps: { type: "integer", default: 25, minimum: 1, maximum: 150 },
+      seed: { type: "integer", minimum: 0, maximum: 2 ** 53 - 1 },
+      num_images: { type: "integer", default: 1, minimum: 1, maximum: 8 },
+      format: { enum: ["png", "jpeg", "webp"] },
+    });
+    expect(properties["width"]).not.toHaveProperty("minimum");
+  });
+
+  it("documents the picture as bytes, the refusals, and the header on every answer", () => {
+    const { responses } = document.paths["/generate"]!["post"]!;
+    expect(Object.keys(responses["200"]!.content)).toEqual([
+      "application/json",
+      "image/png",
+      "image/jpeg",
+      "image/webp",
+    ]);
+    expect(Object.keys(responses)).toEqual([
+      "200",
+      "400",
+      "404",
+      "406",
+      "413",
+      "415",
+      "500",
+      "502",
+      "503",
+      "504",
+      "507",
+    ]);
+    expect(responses["503"]!.headers).toHaveProperty("retry-after");
+    for (const response of Object.values(responses)) expect(response.headers).toHaveProperty("x-atelier-request-id");
+  });
+});
+
+interface OpenApi {
+  paths: Record<string, Record<string, { responses: Record<string, { content: object; headers: object }> }>>;
+  components: {
+    schemas: Record<string, { properties: Record<string, object>; required: string[]; additionalProperties?: boolean }>;
+  };
+}
