@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { BundleManifest } from "./manifest.ts";
 import { whyNot } from "./parts.ts";
 import type { BundleProblems } from "./problems.ts";
 
@@ -8,22 +9,37 @@ const TEXT_BYTES_MAX = 64 * 2 ** 20;
 /** Protobuf's own limit. Larger networks keep their weights in external data. */
 const PROTOBUF_BYTES_MAX = 2 ** 31 - 1;
 
+export interface BundleFilesInput {
+  readonly root: string;
+  readonly parts: BundleManifest["parts"];
+  /** The size in bytes of every part that passed. */
+  readonly good: ReadonlyMap<string, number>;
+  readonly problems: BundleProblems;
+}
+
 /**
  * The files of one bundle that its manifest vouches for. Asking for another gives undefined: whoever checked the parts
  * has complained already.
  */
 export class BundleFiles {
   readonly root: string;
+  readonly #parts: BundleManifest["parts"];
   readonly #good: ReadonlyMap<string, number>;
   readonly #problems: BundleProblems;
 
-  /** `good` holds the size in bytes of every part that passed. */
-  constructor(root: string, good: ReadonlyMap<string, number>, problems: BundleProblems) {
+  constructor({ root, parts, good, problems }: BundleFilesInput) {
     this.root = root;
+    this.#parts = parts;
     this.#good = good;
     this.#problems = problems;
   }
 
+  /** The manifest lists it, whole or not. */
+  names(file: string): boolean {
+    return Object.hasOwn(this.#parts, file);
+  }
+
+  /** It passed every check of a part. */
   has(file: string): boolean {
     return this.#good.has(file);
   }

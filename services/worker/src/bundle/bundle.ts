@@ -8,6 +8,7 @@ import { type BundleManifest, checkManifest, MANIFEST_FILE } from "./manifest.ts
 import { readNetworkConfigs } from "./network-configs.ts";
 import { bundleDigest, checkParts, whyNot } from "./parts.ts";
 import { BundleProblems, show } from "./problems.ts";
+import { checkTokenizer } from "./tokenizer.ts";
 
 /** A model folder that was read and found whole. Plain data: it may cross threads. */
 export interface Bundle {
@@ -46,9 +47,6 @@ const REQUIRED_PARTS = [
   "vae_decoder/model.onnx",
 ] as const;
 
-/** Either of these is a CLIP tokenizer. */
-const TOKENIZER_PARTS = [["tokenizer/tokenizer.json"], ["tokenizer/vocab.json", "tokenizer/merges.txt"]] as const;
-
 /**
  * Reads and checks a model folder: the diffusers/optimum ONNX layout and our `atelier.json`. No weights are loaded, so
  * what is wrong is known before anything is made or evicted.
@@ -62,11 +60,13 @@ export async function readBundle(dir: string): Promise<Bundle> {
   invariant(manifest, "a manifest without problems was read");
 
   const root = await realpath(dir);
-  const files = new BundleFiles(root, await checkParts(root, manifest.parts, problems), problems);
-  checkPresence(manifest.parts, problems);
+  const { parts } = manifest;
+  const files = new BundleFiles({ root, parts, good: await checkParts(root, parts, problems), problems });
+  checkPresence(files, problems);
   const modelIndex = await readModelIndex(files, problems);
   const scheduler = await readScheduler(files, problems);
   const { textEncoder, unet, vaeDecoder } = await readNetworkConfigs(files, problems);
+  await checkTokenizer(files, textEncoder?.vocabularySize, problems);
   const graphs = await checkGraphs(files, { textEncoder, unet, vaeDecoder }, problems);
   checkPreview(manifest, vaeDecoder?.latentChannels, problems);
 
@@ -76,7 +76,7 @@ export async function readBundle(dir: string): Promise<Bundle> {
   return {
     dir: root,
     id: manifest.id,
-    digest: bundleDigest(manifest.parts),
+    digest: bundleDigest(parts),
     manifest,
     modelIndex,
     scheduler,
@@ -116,14 +116,9 @@ async function readManifestText(dir: string, problems: BundleProblems): Promise<
   return undefined;
 }
 
-function checkPresence(parts: BundleManifest["parts"], problems: BundleProblems): void {
-  const listed = (file: string) => Object.hasOwn(parts, file);
+function checkPresence(files: BundleFiles, problems: BundleProblems): void {
   for (const file of REQUIRED_PARTS) {
-    if (!listed(file)) problems.add(file, `is needed, and ${MANIFEST_FILE} does not list it among its parts`);
-  }
-  if (!TOKENIZER_PARTS.some((files) => files.every(listed))) {
-    const names = TOKENIZER_PARTS.map((files) => files.join(" and ")).join(", or ");
-    problems.add("tokenizer", `${MANIFEST_FILE} has to list ${names} among its parts`);
+    if (!files.names(file)) problems.add(file, `is needed, and ${MANIFEST_FILE} does not list it among its parts`);
   }
 }
 

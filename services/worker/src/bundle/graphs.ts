@@ -156,7 +156,7 @@ async function complaintAboutExternalFile(
   const complaint = await complaintAboutPlace(await realpath(folder), location);
   if (complaint !== undefined) return complaint;
   const part = relative(files.root, posix.join(folder, location));
-  if (!files.has(part)) return `${MANIFEST_FILE} does not list among its parts, or that failed a check`;
+  if (!files.has(part)) return `is not among the parts that ${MANIFEST_FILE} lists, or is no good as one`;
   if (files.bytesOf(part) >= bytesMin) return undefined;
   return `is truncated: it has ${files.bytesOf(part)} bytes, the graph points to ${bytesMin}`;
 }

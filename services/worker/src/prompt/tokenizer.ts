@@ -96,18 +96,6 @@ export class PromptTokenizer {
     return { chunks };
   }
 
-  /**
-   * Both prompts with as many chunks as the longer has: guidance subtracts their predictions, so their conditionings
-   * need one length. The shorter is filled up with empty chunks, as an empty prompt would be.
-   */
-  padChunks(first: PromptTokens, second: PromptTokens): readonly [PromptTokens, PromptTokens] {
-    const count = Math.max(first.chunks.length, second.chunks.length);
-    const padded = ({ chunks }: PromptTokens): PromptTokens => ({
-      chunks: [...chunks, ...Array.from({ length: count - chunks.length }, () => this.#chunk([]))],
-    });
-    return [padded(first), padded(second)];
-  }
-
   #chunk(tokens: readonly Token[]): PromptChunk {
     const ids = new Int32Array(CHUNK_TOKENS).fill(this.#padId);
     const weights = new Float32Array(CHUNK_TOKENS).fill(1);
