@@ -70,6 +70,14 @@ describe("atelier up", () => {
     await logged("w1 lost its parent");
   });
 
+  it("stops when npm is stopped, whose shell passes no signal on", async () => {
+    const atelier = start("up", "--port", "0", { npm_lifecycle_event: "start", IN_SHELL: "yes" });
+    await atelier.printed("Ctrl-C stops it");
+    atelier.signal("SIGTERM"); // to the shell
+    await logged("w1 SIGTERM");
+    await until("the end of the worker", () => !isAlive(pidOf("w1")));
+  });
+
   it("names a port that is taken and a free one, before it starts anything", async () => {
     const taken = await listenSomewhere();
     const { port } = taken.address() as AddressInfo;
@@ -290,10 +298,17 @@ afterEach(async () => {
 function start(...given: (string | Record<string, string>)[]) {
   const args = given.filter((arg) => typeof arg === "string");
   const { ATELIER_URL: _url, npm_lifecycle_event: _event, INIT_CWD: _cwd, ...inherited } = process.env;
-  const env = { ...inherited, FAKE_LOG: join(folder, "log"), FAKE_DEFAULT_URL: nowhere };
+  const env: Record<string, string | undefined> = {
+    ...inherited,
+    FAKE_LOG: join(folder, "log"),
+    FAKE_DEFAULT_URL: nowhere,
+  };
   for (const more of given) if (typeof more !== "string") Object.assign(env, more);
   const main = join(import.meta.dirname, "testing/main-with-fakes.ts");
-  const child = spawn(process.execPath, [main, ...args], { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
+  // The second command keeps the shell from becoming the first one.
+  const command = env["IN_SHELL"] ? ["sh", "-c", '"$@"; true', "sh", process.execPath] : [process.execPath];
+  const [program, ...rest] = [...command, main, ...args];
+  const child = spawn(program!, rest, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
   running.push(child);
 
   const output = {

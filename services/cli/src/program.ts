@@ -91,6 +91,7 @@ function addUp(
         device: given.device,
         logLevel: given.logLevel,
         command: env["npm_lifecycle_event"] === "start" ? "npm start --" : "atelier up",
+        byNpm: env["npm_lifecycle_event"] !== undefined,
       });
       finish(exitCode);
     });

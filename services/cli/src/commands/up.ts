@@ -3,12 +3,14 @@ import { answersAsAtelier } from "../client/gateway-client.ts";
 import { type HostPort, nextFreePort, portProblem } from "../system/free-port.ts";
 import { LocalSystem, type LocalSystemOptions } from "../system/local-system.ts";
 import { Progress } from "../terminal/progress.ts";
-import { onStopSignals } from "../terminal/signals.ts";
+import { onShellGone, onStopSignals } from "../terminal/signals.ts";
 import { bold } from "../terminal/style.ts";
 
 export type UpOptions = Omit<LocalSystemOptions, "report"> & {
   /** How the user started us, for the advice in messages: "atelier up" or "npm start --". */
   readonly command: string;
+  /** A package script: npm and a shell stand between us and who started it. */
+  readonly byNpm: boolean;
 };
 
 /**
@@ -20,7 +22,7 @@ export async function up(options: UpOptions): Promise<number> {
 
   const progress = new Progress(process.stderr);
   const system = new LocalSystem({ ...options, report: (line) => progress.line(line) });
-  const asked = stopWhenAsked(system, progress);
+  const asked = stopWhenAsked(system, progress, options.byNpm);
   progress.begin("starting");
   const url = await Promise.race([system.start().finally(() => progress.end()), asked]);
   if (typeof url === "number") return url;
@@ -33,15 +35,20 @@ export async function up(options: UpOptions): Promise<number> {
 }
 
 /** Resolves to the exit code once a signal has stopped everything: 0, or 130 when it took a second one. */
-function stopWhenAsked(system: LocalSystem, progress: Progress): Promise<number> {
+function stopWhenAsked(system: LocalSystem, progress: Progress, byNpm: boolean): Promise<number> {
   return new Promise((resolve) => {
     let exitCode = 0;
+    let stopping = false;
+    const stop = () => {
+      if (stopping) return;
+      stopping = true;
+      progress.end();
+      progress.line("stopping; Ctrl-C again stops at once · 正在停止");
+      void system.stop().then(() => resolve(exitCode));
+    };
+    if (byNpm) onShellGone(stop);
     onStopSignals({
-      first: () => {
-        progress.end();
-        progress.line("stopping; Ctrl-C again stops at once · 正在停止");
-        void system.stop().then(() => resolve(exitCode));
-      },
+      first: stop,
       // What `stop` waits for is then gone.
       again: () => {
         exitCode = 130;

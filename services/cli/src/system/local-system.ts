@@ -28,8 +28,8 @@ export interface LocalSystemOptions {
 
 /** Loading a large model from a slow disk takes minutes; more than this is no start. */
 const START_MAX_MS = 10 * 60_000;
-/** A little over what the services give their work in flight (25 s), so that they end by themselves. */
-const STOP_GRACE_MS = 30_000;
+/** A little over what the services give their work in flight (30 s), so that they end by themselves. */
+const STOP_GRACE_MS = 35_000;
 
 /**
  * The whole system on this machine: worker processes and a gateway in front of them. A worker that dies is started

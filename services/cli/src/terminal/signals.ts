@@ -24,3 +24,18 @@ export function onStopSignals({ first, again }: { first: () => void; again: () =
     for (const signal of signals) process.off(signal, handle);
   };
 }
+
+/**
+ * Calls `run` when the shell that npm put between itself and us is gone. A signal sent to npm alone reaches that
+ * shell, which ends without passing it on, and we would run for ever.
+ */
+export function onShellGone(run: () => void): () => void {
+  const shell = process.ppid;
+  const timer = setInterval(() => {
+    if (process.ppid === shell) return;
+    clearInterval(timer);
+    run();
+  }, 500);
+  timer.unref();
+  return () => clearInterval(timer);
+}
