@@ -27,21 +27,12 @@ const vocabulary = z.record(
     .min(0)
     .max(2 ** 31 - 1),
 );
-const merge = z.union([
-  z.tuple([z.string(), z.string()]),
-  z.string().transform((line, context): [string, string] => {
-    const [first, second, ...rest] = line.split(" ");
-    if (first && second && rest.length === 0) return [first, second];
-    context.addIssue({ code: "custom", message: `"${line.slice(0, 40)}" is not two tokens` });
-    return z.NEVER;
-  }),
-]);
-
 const tokenizerJson = z.object({
   model: z.object({
     type: z.literal("BPE").default("BPE"),
     vocab: vocabulary,
-    merges: z.array(merge),
+    // Pairs, or lines of two tokens with a space between: both are written.
+    merges: z.array(z.union([z.tuple([z.string(), z.string()]), z.string()])),
     end_of_word_suffix: z.literal("</w>", "is what marks the end of a word in a CLIP tokenizer"),
   }),
   added_tokens: z
@@ -81,11 +72,14 @@ const END = { content: "<|endoftext|>", normalized: false };
 export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   const config = (await readJson(dir, "tokenizer_config.json", tokenizerConfig)) ?? {};
   const map = (await readJson(dir, "special_tokens_map.json", specialTokens)) ?? {};
-  const { model, added_tokens } = (await readJson(dir, "tokenizer.json", tokenizerJson)) ?? (await readLegacy(dir));
+  const whole = await readJson(dir, "tokenizer.json", tokenizerJson);
+  const { model, added_tokens } = whole ?? (await readLegacy(dir));
+  const merges = pairs(model.merges, whole === undefined ? "merges.txt" : "tokenizer.json");
 
   const decoder = Object.entries(config.added_tokens_decoder ?? {});
   const listed = decoder.length > 0 ? decoder.map(([id, token]) => ({ ...token, id: Number(id) })) : added_tokens;
-  const named = config.added_tokens_decoder === undefined ? { ...config, ...map } : config;
+  const overridden = config.added_tokens_decoder === undefined;
+  const named = overridden ? { ...config, ...map } : config;
   const special = {
     bos: named.bos_token ?? START,
     eos: named.eos_token ?? END,
@@ -94,7 +88,8 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   };
   for (const { content } of Object.values(special)) {
     const known = Object.hasOwn(model.vocab, content) || listed.some((token) => token.content === content);
-    if (!known) throw invalid("tokenizer_config.json", `its special token "${content}" has no id`);
+    const file = overridden && Object.keys(map).length > 0 ? "special_tokens_map.json" : "tokenizer_config.json";
+    if (!known) throw invalid(file, `its special token "${content}" has no id`);
   }
   const added = new Map(
     Object.values(special).map(({ content, normalized }) => [
@@ -105,7 +100,7 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   for (const token of listed) added.set(token.content, token);
   return {
     vocabulary: model.vocab,
-    merges: model.merges,
+    merges,
     special: {
       bos: special.bos.content,
       eos: special.eos.content,
@@ -122,10 +117,16 @@ async function readLegacy(dir: string): Promise<z.output<typeof tokenizerJson>> 
   if (vocab === undefined || text === undefined) {
     throw invalid("tokenizer.json", "is missing, and there are no vocab.json and merges.txt in its place");
   }
-  const lines = text.split(/\r?\n/).filter((line) => line !== "" && !line.startsWith("#version"));
-  const merges = z.array(merge).safeParse(lines);
-  if (!merges.success) throw invalid("merges.txt", complaints(merges.error));
-  return { model: { type: "BPE", vocab, merges: merges.data, end_of_word_suffix: "</w>" }, added_tokens: [] };
+  const merges = text.split(/\r?\n/).filter((line) => line !== "" && !line.startsWith("#version"));
+  return { model: { type: "BPE", vocab, merges, end_of_word_suffix: "</w>" }, added_tokens: [] };
+}
+
+function pairs(merges: readonly (string | readonly [string, string])[], file: string): [string, string][] {
+  return merges.map((merge) => {
+    const [first, second, ...rest] = typeof merge === "string" ? merge.split(" ") : merge;
+    if (first && second && rest.length === 0) return [first, second];
+    throw invalid(file, `its merge ${JSON.stringify(merge).slice(0, 80)} is not two tokens`);
+  });
 }
 
 /** Undefined where there is no such file. */
