@@ -143,7 +143,7 @@ describe("PromptTokenizer.load", () => {
     );
 
   const { vocabulary: vocab, merges } = toyFiles();
-  const mergesTxt = `#version: 0.2\n${merges.map((pair) => pair.join(" ")).join("\n")}\n`;
+  const mergesTxt = `#version: 0.2 - Trained by huggingface/tokenizers\n${merges.map((pair) => pair.join(" ")).join("\n")}\n`;
   const tokenizerJson = (change: object = {}) => ({
     model: { type: "BPE", vocab, merges, end_of_word_suffix: "</w>", ...change },
   });
