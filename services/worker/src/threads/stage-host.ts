@@ -96,6 +96,7 @@ export async function hostStage<Open, Work, Result, Command, Report>(
       await new Promise<void>((resolve) => {
         wake = resolve;
       });
+      await nextTurn(); // what was sent together is taken together: the images of a request share their first step
     }
   }
   await stage.release();

@@ -1,0 +1,46 @@
+import { describe, expect, it } from "vitest";
+import { addressText, readWorkerConfig } from "./config.ts";
+
+describe("readWorkerConfig", () => {
+  it("needs nothing but the models", () => {
+    expect(readWorkerConfig({ ATELIER_MODELS: "deploy/models/atelier-tiny, /models/sd15" })).toMatchObject({
+      listen: { host: "127.0.0.1", port: 50051 },
+      bundleDirs: ["deploy/models/atelier-tiny", "/models/sd15"],
+      provider: "cpu",
+      fallback: "none",
+      queueMax: 64,
+      drainMs: 30_000,
+    });
+  });
+
+  it("reads addresses of either family", () => {
+    const listen = (text: string) =>
+      readWorkerConfig({ ATELIER_MODELS: "m", ATELIER_WORKER_LISTEN: text, ATELIER_WORKER_ID: "w" }).listen;
+    expect(listen("0.0.0.0:0")).toEqual({ host: "0.0.0.0", port: 0 });
+    expect(listen("[::1]:70")).toEqual({ host: "::1", port: 70 });
+    expect(addressText(listen("[::1]:70"))).toBe("[::1]:70");
+  });
+
+  it("names every bad variable at once", () => {
+    const read = () =>
+      readWorkerConfig({
+        ATELIER_WORKER_LISTEN: "50051",
+        ATELIER_DEVICE: "gpu",
+        ATELIER_THREADS: "0",
+        ATELIER_DRAIN_MS: "soon",
+      });
+    for (const complaint of [
+      /ATELIER_MODELS=\(unset\): must name the model bundles/,
+      /ATELIER_WORKER_LISTEN=50051: must be HOST:PORT/,
+      /ATELIER_DEVICE=gpu: .*cpu.*cuda.*tensorrt.*webgpu/,
+      /ATELIER_THREADS=0/,
+      /ATELIER_DRAIN_MS=soon/,
+    ]) {
+      expect(read).toThrow(complaint);
+    }
+  });
+
+  it.each(["127.0.0.1:65536", "::1:50051", "host:", ":50051", "http://host:1"])("refuses the address %s", (text) => {
+    expect(() => readWorkerConfig({ ATELIER_MODELS: "m", ATELIER_WORKER_LISTEN: text })).toThrow(/HOST:PORT/);
+  });
+});

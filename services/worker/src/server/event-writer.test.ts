@@ -1,0 +1,53 @@
+import { describe, expect, it } from "vitest";
+import { EventWriter } from "./event-writer.ts";
+
+describe("EventWriter", () => {
+  it("writes everything to a reader that keeps up", () => {
+    const { writer, written } = slowStream({ room: 10 });
+    writer.writeNewest("step 1");
+    writer.writeNewest("step 2");
+    writer.write("image");
+    expect(written).toEqual(["step 1", "step 2", "image"]);
+  });
+
+  it("keeps only the newest for a reader that does not, until it does", () => {
+    const { writer, written, drain } = slowStream({ room: 1 });
+    for (const step of [1, 2, 3, 4]) writer.writeNewest(`step ${step}`);
+    expect(written).toEqual(["step 1"]);
+    drain();
+    expect(written).toEqual(["step 1", "step 4"]);
+    drain();
+    expect(written).toEqual(["step 1", "step 4"]);
+  });
+
+  it("always writes what nothing replaces, and nothing older after it", () => {
+    const { writer, written, drain } = slowStream({ room: 1 });
+    writer.writeNewest("step 1");
+    writer.writeNewest("step 2");
+    writer.write("image");
+    drain();
+    expect(written).toEqual(["step 1", "image"]);
+  });
+});
+
+/** A stream that says it is full after `room` messages, as often as it is drained. */
+function slowStream({ room }: { room: number }) {
+  const written: string[] = [];
+  let inBuffer = 0;
+  let onDrain = () => {};
+  const writer = new EventWriter<string>({
+    write: (message) => {
+      written.push(message);
+      inBuffer += 1;
+      return inBuffer < room;
+    },
+    on: (_, listener) => {
+      onDrain = listener;
+    },
+  });
+  const drain = () => {
+    inBuffer = 0;
+    onDrain();
+  };
+  return { writer, written, drain };
+}
