@@ -1,0 +1,42 @@
+/** What each file of test/bench exports. */
+export interface Bench {
+  /** One line for the list of benches. */
+  readonly description: string;
+  /** Its options: name to default and meaning. All are given as `--name value`. */
+  readonly options: Readonly<Record<string, { readonly default: string; readonly help: string }>>;
+  /** Prints a table for people as it goes. */
+  run(options: Readonly<Record<string, string>>): Promise<BenchResult>;
+}
+
+/** The last line of a bench, together with its name. */
+export interface BenchResult {
+  /** How we do against what we are held to or compared with; more is better. */
+  readonly ratio: number;
+  /** The ratio aimed at. */
+  readonly goal: number;
+  readonly [figure: string]: unknown;
+}
+
+/** The middle of `values`; of an even count, the mean of the two in the middle. */
+export function median(values: readonly number[]): number {
+  if (values.length === 0) throw new Error("no values to take the median of");
+  const sorted = values.toSorted((a, b) => a - b);
+  const half = sorted.length / 2;
+  return Number.isInteger(half) ? (sorted[half - 1]! + sorted[half]!) / 2 : sorted[Math.floor(half)]!;
+}
+
+/** A value of the command line that must be a whole number of at least 1. */
+export function count(options: Readonly<Record<string, string>>, name: string): number {
+  const value = Number(options[name]);
+  if (!Number.isInteger(value) || value < 1) throw new Error(`--${name} is ${options[name]}: it must be 1 or more`);
+  return value;
+}
+
+export function printTable(rows: readonly (readonly (string | number)[])[]): void {
+  const cells = rows.map((row) => row.map((cell) => (typeof cell === "number" ? cell.toFixed(0) : cell)));
+  const widths = cells[0]!.map((_, i) => Math.max(...cells.map((row) => row[i]!.length)));
+  for (const row of cells)
+    console.log(row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!))).join("  "));
+}
+
+export const round = (value: number, digits = 2) => Number(value.toFixed(digits));
