@@ -152,6 +152,11 @@ describe("POST /generate", () => {
     expect(await refusal(await ask({ prompt: "x" }))).toMatchObject({ status: 503, retryAfterS: 2 });
   });
 
+  it("reads a call that the worker dropped, and nobody took back, as the loss of the worker", async () => {
+    worker().next({ kind: "fail", error: new ServingError("CANCELLED", "shutting down") });
+    expect(await refusal(await ask({ prompt: "x" }))).toMatchObject({ status: 502, code: "WORKER_LOST" });
+  });
+
   it.each(["receipt", "images"] as const)("does not pass off an answer without %s as a good one", async (what) => {
     worker().next({ kind: "leave-out", what });
     expect(await refusal(await ask({ prompt: "x" }))).toMatchObject({ status: 500, code: "INTERNAL" });
@@ -305,14 +310,16 @@ describe("a caller that goes away", () => {
 });
 
 describe("limits", () => {
-  const { ask, worker, gateway } = gatewayWithOneWorker({ inFlightMax: 2, requestTimeoutMs: 400 });
+  const { ask, worker, gateway } = gatewayWithOneWorker({ inFlightMax: 2, requestTimeoutMs: 1_500 });
 
   it("refuses what is beyond the generations in flight, with Retry-After, and serves again afterwards", async () => {
-    worker().next({ kind: "answer", delayMs: 150 }, { kind: "answer", delayMs: 150 });
+    const gate = Promise.withResolvers<void>();
+    worker().next({ kind: "answer", after: gate.promise }, { kind: "answer", after: gate.promise });
     const first = [ask({ prompt: "1" }), ask({ prompt: "2" })];
     await eventually(() => gateway().inFlight.count === 2);
     const refused = await refusal(await ask({ prompt: "3" }));
     expect(refused).toMatchObject({ status: 503, code: "OVERLOADED", retryAfterS: 2 });
+    gate.resolve();
     expect((await Promise.all(first)).map((response) => response.status)).toEqual([200, 200]);
     expect((await ask({ prompt: "4" })).status).toBe(200);
   });
@@ -324,7 +331,8 @@ describe("limits", () => {
     const now = Date.now();
     expect(await refusal(await asked)).toMatchObject({ status: 504, code: "DEADLINE_EXCEEDED" });
     const deadline = worker().deadlines.get(worker().requests.at(-1)?.requestId ?? "");
-    expect(Math.abs((deadline ?? 0) - now - 400)).toBeLessThan(400);
+    expect(deadline).toBeGreaterThan(now);
+    expect(deadline).toBeLessThanOrEqual(now + 1_600);
     await eventually(() => worker().cancelled.length === 1);
   });
 });
@@ -376,7 +384,7 @@ describe("workers that come and go", () => {
     gateway = await startGateway([a.address, b.address]);
     await gateway.until(allReady);
     a.usually = { kind: "die" };
-    b.usually = { kind: "answer", delayMs: 150 };
+    b.usually = { kind: "answer", after: a.nextRequest() };
     const responses = await Promise.all([post(gateway, { prompt: "1" }), post(gateway, { prompt: "2" })]);
     expect(responses.map((response) => response.status).sort()).toEqual([200, 502]);
   });
@@ -412,9 +420,14 @@ describe("workers that come and go", () => {
     const both = [await start({ workerId: "a" }), await start({ workerId: "b" })];
     gateway = await startGateway(both.map((worker) => worker.address));
     await gateway.until(allReady);
-    for (const worker of both) worker.usually = { kind: "answer", delayMs: 150 };
+    const gate = Promise.withResolvers<void>();
+    for (const worker of both) worker.usually = { kind: "answer", after: gate.promise };
     const here = gateway;
-    await Promise.all(Array.from({ length: 6 }, () => post(here, { prompt: "x" })));
+    const asked = Array.from({ length: 6 }, () => post(here, { prompt: "x" }));
+    await eventually(() => here.inFlight.count === 6);
+    expect(here.fleet.views().map((worker) => worker.inFlight)).toEqual([3, 3]);
+    gate.resolve();
+    expect((await Promise.all(asked)).map((response) => response.status)).toEqual([200, 200, 200, 200, 200, 200]);
     expect(both.map((worker) => worker.requests.length)).toEqual([3, 3]);
   });
 
@@ -512,7 +525,8 @@ describe("stopping", () => {
   });
 
   it("finishes what is in flight, refuses what comes on open connections, and listens no more", async () => {
-    worker.next({ kind: "answer", delayMs: 300 });
+    const gate = Promise.withResolvers<void>();
+    worker.next({ kind: "answer", after: gate.promise });
     const asked = post(gateway, { prompt: "x" });
     const idle = connect(Number(new URL(gateway.url).port), "127.0.0.1");
     await new Promise((resolve) => idle.once("connect", resolve));
@@ -521,7 +535,9 @@ describe("stopping", () => {
     const late = await answerOn(idle, "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n");
     expect(late).toMatch(/^HTTP\/1.1 503 [\s\S]*retry-after: 1[\s\S]*"code":"DRAINING"/);
     await expect(fetch(`${gateway.url}/healthz`)).rejects.toThrow();
-    expect((await asked).status).toBe(200);
+    gate.resolve();
+    const answered = await asked;
+    expect([answered.status, answered.headers.get("connection")]).toEqual([200, "close"]);
     await stopped;
   });
 

@@ -42,10 +42,13 @@ describe("the gateway's process", () => {
     const gateway = start();
     const { url } = await gateway.message("listening");
     await gateway.message("ready");
-    worker.next({ kind: "answer", delayMs: 200 });
+    const gate = Promise.withResolvers<void>();
+    worker.next({ kind: "answer", after: gate.promise });
     const asked = generate(url);
     await worker.nextRequest();
     gateway.child.kill(signal);
+    await refusesConnections(url);
+    gate.resolve();
     expect((await asked).status).toBe(200);
     expect(await gateway.exit).toEqual([0, null]);
   });
@@ -121,6 +124,16 @@ function spawnGateway(env: Record<string, string>): Spawned {
       }
     },
   };
+}
+
+async function refusesConnections(url: string): Promise<void> {
+  for (;;) {
+    const answered = await fetch(`${url}/healthz`, { headers: { connection: "close" } }).then(
+      () => true,
+      () => false,
+    );
+    if (!answered) return;
+  }
 }
 
 function generate(url: string): Promise<Response> {

@@ -3,12 +3,10 @@ import { connect, createServer, type Socket, type Server as TcpServer } from "no
 import type { ServingError } from "@atelier/core";
 import {
   type GenerateRequest,
-  type GenerateResponseSchema,
-  GenerateResponseSchema as ResponseSchema,
+  GenerateResponseSchema,
   Sampler,
   Stage,
-  type WatchResponseSchema,
-  WatchResponseSchema as WatchSchema,
+  WatchResponseSchema,
   WorkerService,
   type WorkerStateSchema,
 } from "@atelier/proto";
@@ -21,7 +19,7 @@ type GenerateCall = ServerWritableStream<GenerateRequest, unknown>;
 
 /** What the fake does with the next request. */
 export type Behaviour =
-  | { readonly kind: "answer"; readonly delayMs?: number; readonly data?: Uint8Array }
+  | { readonly kind: "answer"; readonly after?: Promise<unknown>; readonly data?: Uint8Array }
   | { readonly kind: "fail"; readonly error: ServingError }
   /** Accepts and never answers. */
   | { readonly kind: "hang" }
@@ -49,6 +47,8 @@ export class FakeWorker {
   readonly #state: StateInit;
   readonly #script: Behaviour[] = [];
   #awaitingRequest: (() => void)[] = [];
+  /** A worker speaks at least each second. */
+  readonly #heartbeat = setInterval(() => this.publish({}), 1_000).unref();
   readonly #watchers = new Set<ServerWritableStream<unknown, unknown>>();
   readonly #server = new Server({ ...channelOptions });
   readonly #sockets = new Set<Socket>();
@@ -88,11 +88,6 @@ export class FakeWorker {
     for (const watcher of this.#watchers) this.#writeState(watcher);
   }
 
-  /** Publishes nothing new and forgets its watchers, with their streams left open: a hung process. */
-  fallSilent(): void {
-    this.#watchers.clear();
-  }
-
   /** Resets every connection and refuses new ones. */
   async kill(): Promise<void> {
     const relay = this.#relay;
@@ -112,6 +107,7 @@ export class FakeWorker {
   }
 
   async stop(): Promise<void> {
+    clearInterval(this.#heartbeat);
     await this.kill();
     this.#server.forceShutdown();
   }
@@ -152,7 +148,7 @@ export class FakeWorker {
     const message: MessageInitShape<typeof WatchResponseSchema> = {
       state: { ...this.#state, sequence: this.#sequence },
     };
-    watcher.write(create(WatchSchema, message));
+    watcher.write(create(WatchResponseSchema, message));
   }
 
   async #generate(call: GenerateCall): Promise<void> {
@@ -172,7 +168,7 @@ export class FakeWorker {
 
     const behaviour = this.#script.shift() ?? this.usually;
     const write = (event: MessageInitShape<typeof GenerateResponseSchema>["event"]) => {
-      if (event !== undefined) call.write(create(ResponseSchema, { event }));
+      if (event !== undefined) call.write(create(GenerateResponseSchema, { event }));
     };
     if (behaviour.kind === "fail") {
       answered = true;
@@ -188,7 +184,7 @@ export class FakeWorker {
       setTimeout(() => void this.kill(), 20);
       return;
     }
-    if (behaviour.kind === "answer" && behaviour.delayMs !== undefined) await sleep(behaviour.delayMs);
+    if (behaviour.kind === "answer") await behaviour.after;
     if (cancelled) return;
     answered = true;
 
@@ -245,8 +241,4 @@ export function fakeModel(id = "atelier-tiny") {
     },
     stepMs: 10,
   };
-}
-
-function sleep(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }

@@ -1,0 +1,102 @@
+import { ManualClock, ServingError } from "@atelier/core";
+import { Sampler, type WorkerState, WorkerStateSchema } from "@atelier/proto";
+import { createLogger } from "@atelier/telemetry";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { describe, expect, it } from "vitest";
+import { fakeModel } from "../testing/fake-worker.ts";
+import { Fleet } from "./fleet.ts";
+import type { StreamHandlers, WorkerClient } from "./worker-client.ts";
+
+describe("Fleet", () => {
+  it("takes a worker for not ready until it has said otherwise, and again once it is lost", () => {
+    const { fleet, streams } = startFleet(["a:1"]);
+    const seen = () => fleet.views().map(({ id, ready, notReadyReason }) => [id, ready, notReadyReason]);
+    expect(seen()).toEqual([["a:1", false, "not reached yet"]]);
+    streams.get("a:1")?.message(state({ ready: false }));
+    expect(seen()).toEqual([["w1", false, "warming up"]]);
+    streams.get("a:1")?.message(state({ sequence: 2n }));
+    expect(seen()).toEqual([["w1", true, undefined]]);
+    streams.get("a:1")?.message(state({ sequence: 3n, draining: true }));
+    expect(seen()).toEqual([["w1", false, "draining"]]);
+    streams.get("a:1")?.end(new ServingError("WORKER_LOST", "reset"));
+    expect(seen()).toEqual([["a:1", false, "reset"]]);
+  });
+
+  it("remembers the models of a worker that it lost", () => {
+    const { fleet, streams } = startFleet(["a:1"]);
+    streams.get("a:1")?.message(state());
+    streams.get("a:1")?.end();
+    expect([...(fleet.views()[0]?.models.keys() ?? [])]).toEqual(["atelier-tiny"]);
+  });
+
+  it("counts what was placed on a worker until it is released, once", () => {
+    const { fleet } = startFleet(["a:1", "b:1"]);
+    const counts = () => fleet.views().map(({ inFlight }) => inFlight);
+    const first = fleet.place("b:1");
+    fleet.place("b:1");
+    expect(counts()).toEqual([0, 2]);
+    first.release();
+    first.release();
+    expect(counts()).toEqual([0, 1]);
+  });
+
+  it.each<[string, MessageInitShape<typeof WorkerStateSchema>]>([
+    ["without limits", { models: [{ ...fakeModel("m"), limits: undefined } as never] }],
+    ["without defaults", { models: [{ ...fakeModel("m"), defaults: undefined } as never] }],
+    ["with a sampler unheard of", { models: [{ ...fakeModel("m"), defaults: { sampler: Sampler.UNSPECIFIED } }] }],
+  ])("refuses the report of a model %s", (_what, report) => {
+    const { fleet, streams } = startFleet(["a:1"]);
+    streams.get("a:1")?.message(state(report));
+    expect(fleet.views()[0]).toMatchObject({
+      ready: false,
+      notReadyReason: 'model "m" came without limits or defaults',
+    });
+  });
+
+  it("follows its directory: takes up new workers, closes those that are gone, leaves the others alone", () => {
+    const { fleet, tell, opened, closed } = startFleet(["a:1", "b:1"]);
+    tell(["b:1", "c:1"]);
+    expect(fleet.views().map(({ address }) => address)).toEqual(["b:1", "c:1"]);
+    expect(opened).toEqual(["a:1", "b:1", "c:1"]);
+    expect(closed).toEqual(["a:1 stream", "a:1 channel"]);
+    fleet.close();
+    expect(closed.slice(2)).toEqual(["b:1 stream", "b:1 channel", "c:1 stream", "c:1 channel"]);
+  });
+});
+
+/** A fleet over streams that the test writes to. */
+function startFleet(addresses: readonly string[]) {
+  const streams = new Map<string, StreamHandlers<WorkerState>>();
+  const opened: string[] = [];
+  const closed: string[] = [];
+  let tell: (addresses: readonly string[]) => void = () => {};
+  const fleet = new Fleet({
+    directory: {
+      watch: (listener) => {
+        tell = listener;
+        listener(addresses);
+        return () => {};
+      },
+    },
+    connect: (address) => {
+      const client: Pick<WorkerClient, "watch" | "close"> = {
+        watch: (handlers) => {
+          opened.push(address);
+          streams.set(address, handlers);
+          return () => closed.push(`${address} stream`);
+        },
+        close: () => void closed.push(`${address} channel`),
+      };
+      return client as WorkerClient;
+    },
+    clock: new ManualClock(),
+    random: { next: () => 0 },
+    log: createLogger("gateway", "silent"),
+  });
+  fleet.start();
+  return { fleet, streams, opened, closed, tell: (list: readonly string[]) => tell(list) };
+}
+
+function state(changes: MessageInitShape<typeof WorkerStateSchema> = {}): WorkerState {
+  return create(WorkerStateSchema, { workerId: "w1", sequence: 1n, ready: true, models: [fakeModel()], ...changes });
+}
