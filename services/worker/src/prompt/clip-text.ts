@@ -4,7 +4,7 @@
  * Written out here rather than read from `tokenizer.json`: transformers too takes these steps from its CLIPTokenizer
  * class and not from the file, and the JavaScript library that could follow the file differs in three details, noted
  * below, from the Rust one that transformers runs. Compared with that one for every code point in several contexts, ids
- * differ only for the 4,659 that Unicode 17 added or changed, which Node 24 knows and tokenizers 0.23 does not.
+ * differ only for 4,659 rare ones that Unicode has added lately: Node 24 knows version 17, tokenizers 0.23 an older one.
  *
  * Source: transformers 5, models/clip/tokenization_clip.py.
  */
