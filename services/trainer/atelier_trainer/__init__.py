@@ -1,0 +1,1 @@
+"""Draws product pictures, trains the embedded model `atelier-tiny` on them, and exports it to ONNX."""
