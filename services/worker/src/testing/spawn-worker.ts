@@ -27,7 +27,11 @@ export function spawnWorker(env: Record<string, string>): SpawnedWorker {
   });
   const said: ParentMessage[] = [];
   child.on("message", (message) => said.push(message as ParentMessage));
-  const exited = once(child, "close").then(([code]) => ({ code: code as number | null, stderr }));
+  // Not "close": it never comes where this side has ended the IPC channel.
+  const exited = Promise.all([once(child, "exit"), once(child.stderr!, "close")]).then(([[code]]) => ({
+    code: code as number | null,
+    stderr,
+  }));
 
   async function waitFor<Type extends ParentMessage["type"]>(type: Type) {
     const find = () => said.find((message) => message.type === type);

@@ -1,4 +1,5 @@
 import {
+  DrainRequestSchema,
   type DrainResponse,
   type GenerateRequest,
   GenerateRequestSchema,
@@ -6,6 +7,7 @@ import {
   type GenerationParameters,
   ImageFormat,
   Sampler,
+  WatchRequestSchema,
   type WatchResponse,
   WorkerService,
   type WorkerState,
@@ -107,7 +109,7 @@ export class WorkerClient {
 
   /** The first published state that `fits`. */
   state(fits: (state: WorkerState) => boolean = () => true): Promise<WorkerState> {
-    const call = this.#stream<WatchResponse>("watch", {}, {});
+    const call = this.#stream<WatchResponse>("watch", create(WatchRequestSchema), {});
     return new Promise((resolve, reject) => {
       call.on("data", ({ state }: WatchResponse) => {
         if (state === undefined || !fits(state)) return;
@@ -124,7 +126,7 @@ export class WorkerClient {
   }
 
   drain(graceMs: number): Promise<DrainResponse> {
-    return this.#unary(this.#client, "drain", { graceMs });
+    return this.#unary(this.#client, "drain", create(DrainRequestSchema, { graceMs }));
   }
 
   close(): void {
@@ -147,7 +149,8 @@ export class WorkerClient {
   }
 }
 
-const SMALL: Parameters = {
+/** The default of `generate`. */
+export const SMALL = {
   model: "atelier-tiny",
   prompt: "a red mug",
   negativePrompt: "",
@@ -158,4 +161,4 @@ const SMALL: Parameters = {
   sampler: Sampler.DPMPP_2M,
   seed: 7n,
   numImages: 1,
-};
+} satisfies Parameters;
