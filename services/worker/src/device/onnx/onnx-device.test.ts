@@ -1,0 +1,183 @@
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { UnetRow } from "../../stages/denoise.ts";
+import { FLOAT16, FLOAT32, type NodeSpec, onnxModel, type TensorSpec } from "../../testing/onnx-model.ts";
+import { openDevice } from "../device.ts";
+import { probeProvider } from "./providers.ts";
+
+const device = openDevice({ provider: "cpu", threads: 1 });
+
+describe("the U-Net on onnxruntime", () => {
+  it("predicts each row from its own sample, timestep and text", async () => {
+    const unet = await open({ timestep: { type: "float32", shape: ["b"] } });
+    const predictions = await unet.predictNoise(batch([row(1, 10.5, 3), row(2, 999, 5)]));
+    expect(predictions.map((values) => [...values])).toEqual([filled(1 * 10.5 + 3), filled(2 * 999 + 5)]);
+    await unet.release();
+  });
+
+  it.each([
+    ["one for each row, whole", { type: "int64", shape: ["b"] }],
+    ["one for the run, whole", { type: "int64", shape: [1] }],
+    ["one for the run, without dimensions", { type: "int64", shape: [] }],
+    ["one for the run, without dimensions, float", { type: "float32", shape: [] }],
+    ["one for the run, 32-bit", { type: "int32", shape: [1] }],
+  ] as const)("follows exports whose timestep is %s, in a batch of several timesteps", async (_, timestep) => {
+    const unet = await open({ timestep });
+    const predictions = await unet.predictNoise(batch([row(1, 10, 3), row(2, 20, 5), row(3, 10, 7)]));
+    expect(predictions.map((values) => values[0])).toEqual([13, 45, 37]);
+    await unet.release();
+  });
+
+  it("gives graphs of whole timesteps the nearest, not the next below", async () => {
+    const unet = await open({ timestep: { type: "int64", shape: ["b"] } });
+    const [prediction] = await unet.predictNoise(batch([row(1, 979.97, 0)]));
+    expect(prediction![0]).toBe(980);
+    await unet.release();
+  });
+
+  it("follows exports in float16", async () => {
+    const unet = await open({ timestep: { type: "float16", shape: ["b"] }, floats: "float16" });
+    const predictions = await unet.predictNoise(batch([row(0.5, 10, 3), row(2, 20, 5)]));
+    expect(predictions.map((values) => [...values])).toEqual([filled(8), filled(45)]);
+    await unet.release();
+  });
+
+  it("notices when another job has taken a row", async () => {
+    const unet = await open({ timestep: { type: "float32", shape: ["b"] } });
+    await unet.predictNoise(batch([row(1, 1, 3), row(1, 1, 5)]));
+    const stays = row(1, 1, 5);
+    const first = await unet.predictNoise(batch([stays, row(1, 1, 9)]));
+    expect(first.map((values) => values[0])).toEqual([6, 10]);
+    const second = await unet.predictNoise(batch([row(1, 1, 2), stays]));
+    expect(second.map((values) => values[0])).toEqual([3, 6]);
+    await unet.release();
+  });
+});
+
+describe("the VAE decoder and the text encoder on onnxruntime", () => {
+  it("decodes to a picture of the size that the graph makes", async () => {
+    const path = await write("vae", {
+      inputs: [tensor("latent_sample", "float32", ["b", 3, "h", "w"])],
+      outputs: [tensor("sample", "float32", ["b", 3, "h", "w"])],
+      nodes: [{ op: "Neg", inputs: ["latent_sample"], output: "sample" }],
+    });
+    const decoder = await device.openVaeDecoder(files({ vaeDecoderPath: path }));
+    const shape = { channels: 3, height: 1, width: 2 };
+    const decoded = await decoder.decode({ model: "m", latent: Float32Array.of(1, 2, 3, 4, 5, 6), shape });
+    expect(decoded).toMatchObject({ width: 2, height: 1 });
+    expect([...decoded.pixels]).toEqual([-1, -2, -3, -4, -5, -6]);
+    await decoder.release();
+  });
+
+  it.each(["int64", "int32"] as const)("feeds ids as %s and gives each chunk's embedding", async (type) => {
+    const path = await write(`text-${type}`, {
+      inputs: [tensor("input_ids", type, ["b", "n"])],
+      outputs: [tensor("last_hidden_state", "float32", ["b", "n", 1])],
+      nodes: [
+        { op: "Cast", inputs: ["input_ids"], output: "f", attributes: { to: FLOAT32 } },
+        { op: "Unsqueeze", inputs: ["f"], output: "last_hidden_state", attributes: { axes: [2] } },
+      ],
+    });
+    const encoder = await device.openTextEncoder(files({ textEncoderPath: path }));
+    const embedded = await encoder.encode([Int32Array.of(1, 2, 3), Int32Array.of(4, 5, 6)]);
+    expect(embedded.map((values) => [...values])).toEqual([
+      [1, 2, 3],
+      [4, 5, 6],
+    ]);
+    await encoder.release();
+  });
+
+  it("names the file that is no graph, and the tensor that a graph lacks", async () => {
+    const path = await write("unet", { inputs: [], outputs: [], nodes: [] });
+    await writeFile(path, "not a graph");
+    await expect(device.openUnet(files({ unetPath: path }))).rejects.toThrow(/INVALID_BUNDLE.*unet\/model\.onnx: /);
+    const vae = await write("vae", {
+      inputs: [tensor("x", "float32", [1])],
+      outputs: [tensor("y", "float32", [1])],
+      nodes: [{ op: "Neg", inputs: ["x"], output: "y" }],
+    });
+    await expect(device.openVaeDecoder(files({ vaeDecoderPath: vae }))).rejects.toThrow(/no tensor "latent_sample"/);
+  });
+});
+
+describe("probeProvider", () => {
+  it("finds the CPU", async () => {
+    await probeProvider("cpu");
+  });
+
+  it("names a provider that is not here, and what it takes", async () => {
+    await expect(probeProvider("tensorrt")).rejects.toMatchObject({
+      code: "DEVICE_UNAVAILABLE",
+      detail: expect.stringMatching(/"tensorrt" is not available here: .*TensorRT 10/),
+    });
+  });
+});
+
+const SHAPE = { channels: 2, height: 1, width: 3 };
+const SEQUENCE = 2;
+let folder: string;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "atelier-onnx-"));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+/** A U-Net that predicts sample * timestep + mean(text). */
+async function open(options: { timestep: Omit<TensorSpec, "name">; floats?: "float32" | "float16" }) {
+  const { timestep, floats = "float32" } = options;
+  const perRow = timestep.shape[0] === "b";
+  const broadcast = { axes: [1, 2, 3] };
+  const nodes: NodeSpec[] = [
+    { op: "Cast", inputs: ["timestep"], output: "t", attributes: { to: floats === "float16" ? FLOAT16 : FLOAT32 } },
+    perRow
+      ? { op: "Unsqueeze", inputs: ["t"], output: "scale", attributes: broadcast }
+      : { op: "Identity", inputs: ["t"], output: "scale" },
+    { op: "ReduceMean", inputs: ["encoder_hidden_states"], output: "m", attributes: { axes: [1, 2], keepdims: 0 } },
+    { op: "Unsqueeze", inputs: ["m"], output: "shift", attributes: broadcast },
+    { op: "Mul", inputs: ["sample", "scale"], output: "scaled" },
+    { op: "Add", inputs: ["scaled", "shift"], output: "out_sample" },
+  ];
+  const path = await write("unet", {
+    inputs: [
+      tensor("sample", floats, ["b", SHAPE.channels, "h", "w"]),
+      { name: "timestep", ...timestep },
+      tensor("encoder_hidden_states", floats, ["b", "n", 4]),
+    ],
+    outputs: [tensor("out_sample", floats, ["b", SHAPE.channels, "h", "w"])],
+    nodes,
+  });
+  return device.openUnet(files({ unetPath: path }));
+}
+
+function batch(rows: readonly UnetRow[]) {
+  return { model: "m", shape: SHAPE, sequenceLength: SEQUENCE, rows };
+}
+
+function row(sample: number, timestep: number, text: number): UnetRow {
+  return {
+    sample: Float32Array.from(filled(sample)),
+    timestep,
+    conditioning: new Float32Array(SEQUENCE * 4).fill(text),
+  };
+}
+
+function filled(value: number): number[] {
+  return new Array<number>(SHAPE.channels * SHAPE.height * SHAPE.width).fill(value);
+}
+
+function tensor(name: string, type: TensorSpec["type"], shape: TensorSpec["shape"]): TensorSpec {
+  return { name, type, shape };
+}
+
+async function write(name: string, model: Parameters<typeof onnxModel>[0]): Promise<string> {
+  await mkdir(join(folder, name), { recursive: true });
+  const path = join(folder, name, "model.onnx");
+  await writeFile(path, onnxModel(model));
+  return path;
+}
+
+function files(paths: { unetPath?: string; vaeDecoderPath?: string; textEncoderPath?: string }) {
+  return { model: "m", unetPath: "", vaeDecoderPath: "", textEncoderPath: "", ...paths };
+}
