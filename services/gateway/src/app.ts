@@ -105,7 +105,10 @@ function sendError(thrown: unknown, request: FastifyRequest, reply: FastifyReply
   const { status, headers, body } = errorReply(error, request.id);
   const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";
   options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
-  if (thrown instanceof InvariantError) reply.raw.once("close", () => options.onBug(thrown));
+  if (thrown instanceof InvariantError) {
+    if (reply.raw.closed) options.onBug(thrown);
+    else reply.raw.once("close", () => options.onBug(thrown));
+  }
   return reply
     .code(status)
     .headers(headers)

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { createServer } from "node:net";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { GatewayMessage } from "./process.ts";
+import type { ParentMessage } from "./lifecycle.ts";
 import { FakeWorker } from "./testing/fake-worker.ts";
 
 describe("the gateway's process", () => {
@@ -60,6 +60,12 @@ describe("the gateway's process", () => {
     expect(await gateway.exit).toEqual([0, null]);
   });
 
+  it("stops when it is asked to before it has started", async () => {
+    const gateway = start();
+    gateway.child.disconnect();
+    expect(await gateway.exit).toEqual([0, null]);
+  });
+
   it("says that its port is taken, and what to do", async () => {
     const other = createServer().listen(0, "127.0.0.1");
     await once(other, "listening");
@@ -83,11 +89,11 @@ describe("the gateway's process", () => {
 
 interface Spawned {
   readonly child: ChildProcess;
-  readonly messages: GatewayMessage[];
+  readonly messages: ParentMessage[];
   /** Code and signal. */
   readonly exit: Promise<[number | null, string | null]>;
   stderr(): string;
-  message<Type extends GatewayMessage["type"]>(type: Type): Promise<Extract<GatewayMessage, { type: Type }>>;
+  message<Type extends ParentMessage["type"]>(type: Type): Promise<Extract<ParentMessage, { type: Type }>>;
 }
 
 function spawnGateway(env: Record<string, string>): Spawned {
@@ -95,12 +101,12 @@ function spawnGateway(env: Record<string, string>): Spawned {
     env: { PATH: process.env["PATH"], ...env },
     silent: true,
   });
-  const messages: GatewayMessage[] = [];
+  const messages: ParentMessage[] = [];
   let stderr = "";
   child.stderr?.setEncoding("utf8").on("data", (text) => {
     stderr += text;
   });
-  child.on("message", (message: GatewayMessage) => messages.push(message));
+  child.on("message", (message: ParentMessage) => messages.push(message));
   // Not the "close" event: it does not come after disconnect().
   const exit = Promise.all([once(child, "exit"), child.stderr && once(child.stderr, "end")]).then(
     ([codeAndSignal]) => codeAndSignal as [number | null, string | null],

@@ -9,11 +9,11 @@ import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
 import { stopGracefully } from "./graceful-stop.ts";
 import { InFlight } from "./in-flight.ts";
+import { tellParent, untilAskedToStop } from "./lifecycle.ts";
 import { listen } from "./listen.ts";
 import { createGatewayMetrics } from "./metrics.ts";
-import { onShutdown, parentProcess } from "./process.ts";
 
-async function main(config: GatewayConfig, log: Logger): Promise<void> {
+async function main(config: GatewayConfig, log: Logger, stopping: Promise<string>): Promise<void> {
   const clock = systemClock;
   const random = systemRandom;
   const fleet = new Fleet({
@@ -36,20 +36,19 @@ async function main(config: GatewayConfig, log: Logger): Promise<void> {
   });
 
   const url = await listen(app, config.listen, log);
-  parentProcess.tell({ type: "listening", url });
+  tellParent({ type: "listening", url });
   const endReadyWatch = fleet.onChange(() => {
     if (!fleet.views().some((worker) => worker.ready)) return;
     endReadyWatch();
-    parentProcess.tell({ type: "ready" });
+    tellParent({ type: "ready" });
   });
   fleet.start();
 
-  onShutdown(async (cause) => {
-    log.info({ cause, in_flight: inFlight.count }, "stopping");
-    await stopGracefully(app, { inFlight, clock, timeoutMs: config.drainTimeoutMs });
-    fleet.close();
-    log.info("stopped");
-  });
+  const reason = await stopping;
+  log.info({ reason, in_flight: inFlight.count }, "stopping");
+  await stopGracefully(app, { inFlight, clock, timeoutMs: config.drainTimeoutMs });
+  fleet.close();
+  log.info("stopped");
 }
 
 /** A bug ends the process as an uncaught error does, once its caller was answered. */
@@ -60,12 +59,14 @@ function crash(bug: Error): void {
 }
 
 try {
+  const stopping = untilAskedToStop();
   const config = readGatewayConfig(process.env);
-  await main(config, createLogger("gateway", config.logLevel));
+  await main(config, createLogger("gateway", config.logLevel), stopping);
+  process.exit(0); // an IPC channel would keep the process alive
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
   console.error(error instanceof ConfigError ? message : error);
-  parentProcess.tell({ type: "failed", message });
+  tellParent({ type: "failed", message });
   process.exitCode = 1;
-  parentProcess.leave();
+  if (process.connected) process.disconnect();
 }

@@ -22,11 +22,17 @@ describe("Fleet", () => {
     expect(seen()).toEqual([["a:1", false, "reset"]]);
   });
 
-  it("remembers the models of a worker that it lost", () => {
+  it("remembers the models of a worker that it lost, and of one that has not loaded them again yet", () => {
     const { fleet, streams } = startFleet(["a:1"]);
+    const models = () => [...(fleet.views()[0]?.models.keys() ?? [])];
     streams.get("a:1")?.message(state());
+    streams.get("a:1")?.message(state({ sequence: 2n, ready: false, models: [] }));
+    expect(models()).toEqual(["atelier-tiny"]);
+    streams.get("a:1")?.message(state({ sequence: 3n, models: [] }));
+    expect(models()).toEqual([]);
+    streams.get("a:1")?.message(state({ sequence: 4n }));
     streams.get("a:1")?.end();
-    expect([...(fleet.views()[0]?.models.keys() ?? [])]).toEqual(["atelier-tiny"]);
+    expect(models()).toEqual(["atelier-tiny"]);
   });
 
   it("counts what was placed on a worker until it is released, once", () => {

@@ -107,7 +107,9 @@ export class Fleet {
 
   #heard(member: Member, state: WorkerState): void {
     const wasReady = viewOf(member).ready;
-    member.models = modelsFromState(state);
+    const models = modelsFromState(state);
+    // One that restarts speaks before it has loaded anything; its models are still on their way, not unknown.
+    if (state.ready || models.size > 0) member.models = models;
     member.state = state;
     member.lostReason = undefined;
     const view = viewOf(member);

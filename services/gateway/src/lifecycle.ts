@@ -1,0 +1,24 @@
+/** What a gateway tells the process that spawned it with an IPC channel. */
+export type ParentMessage =
+  | { readonly type: "listening"; readonly url: string }
+  | { readonly type: "ready" }
+  | { readonly type: "failed"; readonly message: string };
+
+/** Does nothing where there is no parent that listens. */
+export function tellParent(message: ParentMessage): void {
+  // A write that fails met a parent that has just gone, which "disconnect" is about to say; without a callback the
+  // failure would end this process before it could stop in order.
+  if (process.connected) process.send?.(message, () => {});
+}
+
+/**
+ * Resolves with the reason once somebody asks this process to stop: SIGTERM, SIGINT, or the end of the IPC channel,
+ * which is how a gateway notices that its parent died. Call it first of all: what is asked while starting counts too.
+ * The same signal a second time ends the process at once.
+ */
+export function untilAskedToStop(): Promise<string> {
+  return new Promise((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
+    process.once("disconnect", () => resolve("the parent process is gone"));
+  });
+}
