@@ -18,7 +18,9 @@ import transformers
 
 def main(folder: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    diffusers.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, requires_safety_checker=False
     )

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { join } from "node:path";
-import { type Bench, count, median, printTable, round } from "./support/bench.ts";
+import { type Bench, count, median, otherLoad, printTable, round, warnIfBusy } from "./support/bench.ts";
 import { end, whileRunning } from "./support/child.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -22,6 +22,8 @@ export const bench: Bench = {
   async run(options) {
     const runs = count(options, "runs");
     const models = options["models"] ? ["--models", options["models"]] : [];
+    const load = otherLoad();
+    warnIfBusy(load);
     const times: Record<keyof typeof REQUESTS, StartTimes[]> = { default: [], "256x256": [] };
     for (let i = 0; i < runs; i++) {
       times.default.push(await startAndDraw(REQUESTS.default, models));
@@ -49,6 +51,7 @@ export const bench: Bench = {
       open_ms: round(asDefault!.openMs, 0),
       ratio_native: round(GOAL_MS / native!.totalMs),
       runs,
+      load,
     };
   },
 };

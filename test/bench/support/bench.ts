@@ -1,3 +1,5 @@
+import { availableParallelism, loadavg } from "node:os";
+
 /** What each file of test/bench exports. */
 export interface Bench {
   /** One line for the list of benches. */
@@ -15,6 +17,19 @@ export interface BenchResult {
   /** The ratio aimed at. */
   readonly goal: number;
   readonly [figure: string]: unknown;
+}
+
+/**
+ * How busy the machine is with other work: programs that want a core, for each core there is. Above about 0.2 times are
+ * not worth much; ratios neither, where one side suffers more from waiting for its threads.
+ */
+export function otherLoad(): number {
+  return round(loadavg()[0]! / availableParallelism());
+}
+
+export function warnIfBusy(load: number): void {
+  if (load > 0.2)
+    console.log(`The machine is busy with other work (load ${load} for each core): read these with care.\n`);
 }
 
 /** The middle of `values`; of an even count, the mean of the two in the middle. */

@@ -37,7 +37,13 @@ export class DiffusersProcess {
     const { bundle, folder, threads } = options;
     const environment = execFileSync("bash", [join(root, "scripts/python-env.sh")], { encoding: "utf8" }).trim();
     const python = join(environment, "bin/python");
-    const env = { ...process.env, PYTHONPATH: join(root, "services/trainer"), OMP_NUM_THREADS: String(threads) };
+    const env = {
+      ...process.env,
+      PYTHONPATH: join(root, "services/trainer"),
+      OMP_NUM_THREADS: String(threads),
+      TRANSFORMERS_VERBOSITY: "error",
+      HF_HUB_DISABLE_PROGRESS_BARS: "1",
+    };
     execFileSync(python, ["-m", "atelier_trainer.to_diffusers", bundle, folder], { env, stdio: ["ignore", 2, 2] });
 
     const script = join(root, "test/bench/diffusers_engine.py");
