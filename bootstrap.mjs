@@ -226,14 +226,9 @@ function npmCommand(env) {
 /** @throws BootstrapError when `free` bytes (undefined: unknown) cannot hold the packages. */
 export function checkDisk(free, root) {
   if (free === undefined || free >= DISK_NEEDED_BYTES) return;
-  throw new BootstrapError(diskMessage(free, root));
-}
-
-function diskMessage(free, root) {
-  const left = free === undefined ? "" : `${gigabytes(free)} GB are free, and `;
-  return (
-    `The disk of ${root} is too full to install the packages: ${left}about ${gigabytes(DISK_NEEDED_BYTES)} GB are needed` +
-    ` (npm's cache included).\n磁盘空间不足：安装约需 ${gigabytes(DISK_NEEDED_BYTES)} GB。`
+  throw new BootstrapError(
+    `The disk of ${root} is too full to install the packages: ${gigabytes(free)} GB are free, and about ` +
+      `${gigabytes(DISK_NEEDED_BYTES)} GB are needed, npm's cache included.\n磁盘空间不足。`,
   );
 }
 
@@ -241,7 +236,12 @@ const gigabytes = (bytes) => (bytes / 1e9).toFixed(1);
 
 /** Most telling first: a full disk, say, also makes npm print other codes. */
 const MEANINGS = [
-  [/ENOSPC|no space left/i, (root, free) => diskMessage(free, root)],
+  [
+    /ENOSPC|no space left/i,
+    (root, free) =>
+      `The disk was full, at ${root}${free === undefined ? "" : ` (${gigabytes(free)} GB free now)`} or at npm's cache ` +
+      `(npm config get cache). Both together need about ${gigabytes(DISK_NEEDED_BYTES)} GB.\n磁盘空间不足。`,
+  ],
   [
     /EACCES|EPERM|EROFS/,
     (root) => `npm may not write to ${root} or to its own cache: check who owns them.\n没有写入权限。`,
@@ -303,7 +303,7 @@ async function withLock(root, run) {
         `The packages are not installed yet, and ${root} may not be written to (${error.code}).\n没有写入权限：${root}`,
       );
     }
-    if (error.code === "ENOSPC") throw new BootstrapError(diskMessage(freeBytes(root), root));
+    if (error.code === "ENOSPC") throw new BootstrapError(explainFailure("ENOSPC", root, freeBytes(root)));
     throw error;
   }
   const heartbeat = setInterval(() => fs.utimesSync(file, new Date(), new Date()), HEARTBEAT_MS);

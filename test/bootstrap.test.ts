@@ -104,7 +104,7 @@ describe("bootstrap", () => {
   });
 
   it.each([
-    { npmSays: "npm error code ENOSPC\nnpm error syscall write", weSay: "磁盘空间不足" },
+    { npmSays: "npm error code ENOSPC\nnpm error syscall write", weSay: "The disk was full, at /" },
     { npmSays: "npm error code ENOTFOUND\nnpm error network request failed", weSay: "无法连接 npm 源" },
     { npmSays: "npm error code EACCES", weSay: "没有写入权限" },
     { npmSays: "npm error code SELF_SIGNED_CERT_IN_CHAIN", weSay: "NODE_EXTRA_CA_CERTS" },
