@@ -13,10 +13,9 @@ import { openSession } from "./session.ts";
 export function openOnnxDevice({ provider, threads }: DeviceSpec): Device {
   return {
     openTextEncoder: async ({ textEncoderPath }) =>
-      new OnnxTextEncoder(await openSession(textEncoderPath, { provider, threads: 1, spin: false }), textEncoderPath),
-    openUnet: async ({ unetPath }) =>
-      new OnnxUnet(await openSession(unetPath, { provider, threads, spin: true }), unetPath),
+      new OnnxTextEncoder(await openSession(textEncoderPath, { provider, threads: 1 }), textEncoderPath),
+    openUnet: async ({ unetPath }) => new OnnxUnet(await openSession(unetPath, { provider, threads }), unetPath),
     openVaeDecoder: async ({ vaeDecoderPath }) =>
-      new OnnxVaeDecoder(await openSession(vaeDecoderPath, { provider, threads, spin: false }), vaeDecoderPath),
+      new OnnxVaeDecoder(await openSession(vaeDecoderPath, { provider, threads }), vaeDecoderPath),
   };
 }
