@@ -132,10 +132,9 @@ describe("DenoiseStage", () => {
   });
 
   it("lets a job that went on to a larger size wait for its mates, with nobody passing it", async () => {
-    const { stage, step, drain, trace } = denoiseStage();
+    const { stage, drain, trace } = denoiseStage({ stepBatchMax: 2 });
     stage.enqueue(job("two-phase", { side: 32, steps: 3, enlargesAt: 1 }));
     stage.enqueue(job("small", { side: 32, steps: 2 }));
-    await step();
     stage.enqueue(job("newcomer", { side: 32, steps: 1 }));
     await drain();
 

@@ -46,11 +46,16 @@ describe("TextEncodeStage", () => {
 
   it("does not take the embedding of one length for another", async () => {
     const { stage } = textEncodeStage();
-    stage.enqueue(job("short", { prompt: "mug", negativePrompt: "bad" }));
-    stage.enqueue(job("long", { prompt: "one|two", negativePrompt: "bad" }));
+    stage.enqueue(job("a", { prompt: "mug", negativePrompt: "bad" }));
+    stage.enqueue(job("b", { prompt: "one|two", negativePrompt: "bad" }));
+    stage.enqueue(job("c", { prompt: "mug", negativePrompt: "one|two" }));
     const outcomes = await stage.step();
-    const lengths = outcomes.map((outcome) => outcome.error ?? outcome.encoded.conditioning.negative!.length);
-    expect(lengths).toEqual([CHUNK, 2 * CHUNK]);
+    const lengths = outcomes.map((outcome) => {
+      if (outcome.error !== undefined) throw outcome.error;
+      const { prompt, negative } = outcome.encoded.conditioning;
+      return [prompt.length, negative?.length];
+    });
+    expect(lengths).toEqual([CHUNK, 2 * CHUNK, 2 * CHUNK].map((length) => [length, length]));
   });
 
   it("gives the encoder no more chunks at once than it may", async () => {
