@@ -1,5 +1,5 @@
 import { availableParallelism, hostname } from "node:os";
-import { fromEnv, readConfig } from "@atelier/core";
+import { ConfigError, fromEnv, readConfig } from "@atelier/core";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
 import { PROVIDERS, type ProviderName } from "./device/onnx/providers.ts";
@@ -82,4 +82,11 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
 /** An address as URLs and gRPC targets write it. */
 export function addressText({ host, port }: Address): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+/** The address of `variable` cannot be bound, most often since another process has it. */
+export function cannotListen(variable: string, target: string, cause: unknown): ConfigError {
+  const error = new ConfigError(`cannot listen on ${variable}=${target}: ${(cause as Error).message}`);
+  error.cause = cause;
+  return error;
 }

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { Registry } from "@atelier/telemetry";
-import { type Address, addressText } from "./config.ts";
+import { type Address, addressText, cannotListen } from "./config.ts";
 
 export interface MetricsServer {
   /** "host:port", the port that was bound. */
@@ -30,7 +30,9 @@ export async function serveMetrics(
     }
   });
   server.listen(listen.port, listen.host);
-  await once(server, "listening");
+  await once(server, "listening").catch((error: unknown) => {
+    throw cannotListen("ATELIER_WORKER_METRICS_LISTEN", addressText(listen), error);
+  });
   const { port } = server.address() as AddressInfo;
   return {
     address: addressText({ host: listen.host, port }),

@@ -123,8 +123,9 @@ export class Pipeline {
   /**
    * Makes the images of one request; events come in order. Rejects once every stage has let go of it.
    *
-   * @throws ServingError INVALID_REQUEST, MODEL_NOT_FOUND, OVERLOADED before "accepted"; DEADLINE_EXCEEDED,
-   *   NUMERIC_FAILURE, OUT_OF_MEMORY or the signal's reason after it.
+   * @throws ServingError INVALID_REQUEST, MODEL_NOT_FOUND, OVERLOADED before "accepted"; after it INVALID_REQUEST for a
+   *   prompt whose weights or length are out of range, DEADLINE_EXCEEDED, NUMERIC_FAILURE, OUT_OF_MEMORY or the
+   *   signal's reason.
    */
   async generate(request: GenerationRequest, call: GenerationCall): Promise<GenerationOutcome> {
     const { model, phases } = this.#plan(request);

@@ -1,18 +1,17 @@
+import { once } from "node:events";
 import { cp, mkdtemp, rm, truncate } from "node:fs/promises";
 import { connect } from "node:http2";
+import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { GenerateRequestSchema, ImageFormat, Stage, WorkerService } from "@atelier/proto";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type SpawnedWorker, spawnWorker } from "./testing/spawn-worker.ts";
+import { TEST_BUNDLE } from "./testing/test-bundle.ts";
 import { SMALL, WorkerClient } from "./testing/worker-client.ts";
-
-const BUNDLE =
-  process.env["ATELIER_TEST_BUNDLE"] ?? fileURLToPath(new URL("../../../deploy/models/atelier-tiny", import.meta.url));
 
 /** So long that only a cancellation ends it within a test. */
 const LONG = { steps: 150, width: 256, height: 256 };
@@ -23,7 +22,7 @@ describe("a worker process", () => {
   let metrics: string;
 
   beforeAll(async () => {
-    worker = spawnWorker({ ATELIER_MODELS: BUNDLE, ATELIER_QUEUE_MAX: "2", ATELIER_WORKER_ID: "w1" });
+    worker = spawnWorker({ ATELIER_MODELS: TEST_BUNDLE, ATELIER_QUEUE_MAX: "2", ATELIER_WORKER_ID: "w1" });
     const { address, metricsAddress } = await worker.said("listening");
     client = new WorkerClient(address);
     metrics = `http://${metricsAddress}`;
@@ -149,8 +148,10 @@ describe("a worker process", () => {
 
     running[0]!.cancel();
     await client.state(({ requestsFree }) => requestsFree === 1);
-    await client.generate().ended;
+    const admitted = client.generate();
+    await admitted.first("accepted");
     running[1]!.cancel();
+    await admitted.ended;
     await idle();
   });
 
@@ -297,7 +298,7 @@ describe("a worker that is asked to stop", () => {
   });
 
   async function readyWorker(env: Record<string, string> = {}) {
-    const worker = spawnWorker({ ATELIER_MODELS: BUNDLE, ...env });
+    const worker = spawnWorker({ ATELIER_MODELS: TEST_BUNDLE, ...env });
     const { address } = await worker.said("listening");
     await worker.said("ready");
     return { worker, client: new WorkerClient(address) };
@@ -312,8 +313,23 @@ describe("a worker that cannot start", () => {
     expect(stderr).toMatch(/ATELIER_MODELS[\s\S]*ATELIER_DEVICE=gpu[\s\S]*ATELIER_QUEUE_MAX=none/);
   });
 
+  it.each(["ATELIER_WORKER_LISTEN", "ATELIER_WORKER_METRICS_LISTEN"])(
+    "names the address of %s that another process has, and exits with 1",
+    async (variable) => {
+      const other = createServer();
+      other.listen(0, "127.0.0.1");
+      await once(other, "listening");
+      const taken = `127.0.0.1:${(other.address() as AddressInfo).port}`;
+      const worker = spawnWorker({ ATELIER_MODELS: TEST_BUNDLE, [variable]: taken });
+      const { code, stderr } = await worker.exited;
+      expect(code).toBe(1);
+      expect(stderr).toMatch(new RegExp(`cannot listen on ${variable}=${taken}: .*EADDRINUSE`));
+      other.close();
+    },
+  );
+
   it("names the provider that is missing and what to install, and exits with 1", async () => {
-    const worker = spawnWorker({ ATELIER_MODELS: BUNDLE, ATELIER_DEVICE: "tensorrt" });
+    const worker = spawnWorker({ ATELIER_MODELS: TEST_BUNDLE, ATELIER_DEVICE: "tensorrt" });
     const { message } = await worker.said("failed");
     expect(message).toMatch(
       /DEVICE_UNAVAILABLE.*"tensorrt" is not available here.*install.*TensorRT.*ATELIER_DEVICE_FALLBACK=cpu/,
@@ -325,7 +341,7 @@ describe("a worker that cannot start", () => {
 
   it("uses the CPU in its place only where the configuration allows it, and says so", async () => {
     const worker = spawnWorker({
-      ATELIER_MODELS: BUNDLE,
+      ATELIER_MODELS: TEST_BUNDLE,
       ATELIER_DEVICE: "tensorrt",
       ATELIER_DEVICE_FALLBACK: "cpu",
     });
@@ -344,7 +360,7 @@ describe("a worker that cannot start", () => {
     const folder = await mkdtemp(join(tmpdir(), "atelier-worker-"));
     try {
       const truncated = join(folder, "truncated");
-      await cp(BUNDLE, truncated, { recursive: true });
+      await cp(TEST_BUNDLE, truncated, { recursive: true });
       await truncate(join(truncated, "unet/model.onnx"), 1000);
       const worker = spawnWorker({ ATELIER_MODELS: `${truncated},${join(folder, "absent")}` });
       const { message } = await worker.said("failed");

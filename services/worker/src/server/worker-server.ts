@@ -21,7 +21,7 @@ import {
   type sendUnaryData,
 } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
-import { type Address, addressText } from "../config.ts";
+import { type Address, addressText, cannotListen } from "../config.ts";
 import type { WorkerMetrics } from "../metrics.ts";
 import type { Pipeline } from "../pipeline.ts";
 import { EventWriter } from "./event-writer.ts";
@@ -94,7 +94,7 @@ export class WorkerServer {
     this.#port = await new Promise<number>((resolve, reject) => {
       const target = addressText(this.#options.listen);
       this.#server.bindAsync(target, ServerCredentials.createInsecure(), (error, port) =>
-        error === null ? resolve(port) : reject(error),
+        error === null ? resolve(port) : reject(cannotListen("ATELIER_WORKER_LISTEN", target, error)),
       );
     });
   }

@@ -1,9 +1,13 @@
 import { ServingError } from "@atelier/core";
-import { InferenceSession } from "onnxruntime-node";
+import { env, InferenceSession } from "onnxruntime-node";
 
 export const PROVIDERS = ["cpu", "cuda", "tensorrt", "webgpu"] as const;
 /** An execution provider of onnxruntime. */
 export type ProviderName = (typeof PROVIDERS)[number];
+
+// What goes wrong reaches us as an exception and is logged with its context. onnxruntime's own lines on standard error,
+// coloured and with source positions, would say it again among our JSON. Read when the library first does something.
+env.logLevel = "fatal";
 
 /** y = Identity(x) on one float: the smallest graph that makes onnxruntime set a provider up. ONNX IR 8, opset 13. */
 const SMALLEST_GRAPH = Buffer.from(

@@ -1,0 +1,106 @@
+import { Deadline, ServingError, systemClock } from "@atelier/core";
+import sharp from "sharp";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { createPipeline, type GenerationEvent, type Pipeline } from "./pipeline.ts";
+import type { GenerationRequest } from "./request.ts";
+import type { EncodedImage } from "./stages/image-file.ts";
+import { TEST_BUNDLE } from "./testing/test-bundle.ts";
+
+describe("a pipeline driven directly", () => {
+  let pipeline: Pipeline;
+  const ran: number[] = [];
+
+  beforeAll(async () => {
+    pipeline = await createPipeline({
+      bundleDirs: [TEST_BUNDLE],
+      device: { provider: "cpu", threads: 1 },
+      limits: { queueMax: 8, stepBatchMax: 2 },
+      observer: { ran: ({ rows }) => ran.push(rows), stageTook: () => {} },
+      onFatal: (error) => {
+        throw error;
+      },
+    });
+  });
+  afterAll(() => pipeline.close());
+
+  it("gives raw pixels, which are those of the PNG", async () => {
+    const [raw] = await images({ encoding: { format: "raw", quality: 90 } });
+    const [png] = await images({ encoding: { format: "png", quality: 90 } });
+    expect(raw!.data).toHaveLength(128 * 160 * 3);
+    expect(Buffer.compare(await sharp(png!.data).raw().toBuffer(), raw!.data)).toBe(0);
+  });
+
+  it("takes the images of a request through the U-Net together, as many as the step batch holds", async () => {
+    ran.length = 0;
+    expect(await images({ numImages: 3, steps: 2 })).toHaveLength(3);
+    expect(ran).toEqual([4, 4, 2, 2]); // rows: two images with guidance, then the third
+  });
+
+  it("runs one row for each image without guidance", async () => {
+    ran.length = 0;
+    await images({ guidanceScale: 1, steps: 2 });
+    expect(ran).toEqual([1, 1]);
+  });
+
+  it("makes different pictures for different samplers, prompts, negative prompts and guidance", async () => {
+    const changes: Partial<GenerationRequest>[] = [
+      {},
+      { sampler: "euler_a" },
+      { prompt: "a blue sofa" },
+      { negativePrompt: "red" },
+      { guidanceScale: 4 },
+      { karras: true },
+    ];
+    const made = await Promise.all(
+      changes.map((change) => images({ encoding: { format: "raw", quality: 90 }, ...change })),
+    );
+    const pictures = new Set(made.map(([image]) => Buffer.from(image!.data).toString("base64")));
+    expect(pictures.size).toBe(changes.length);
+  });
+
+  it("fails a request with the reason for which it was taken back", async () => {
+    const abort = new AbortController();
+    const made = generate({ steps: 50 }, abort.signal, (event) => {
+      if (event.type === "progress") abort.abort(new ServingError("DRAINING", "leaving"));
+    });
+    await expect(made).rejects.toMatchObject({ code: "DRAINING" });
+    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, backlogMs: 0 });
+  });
+
+  it("admits nothing once it is stopped", async () => {
+    pipeline.stop(new ServingError("DRAINING", "leaving"));
+    await expect(images({})).rejects.toMatchObject({ code: "DRAINING" });
+  });
+
+  async function images(change: Partial<GenerationRequest>): Promise<EncodedImage[]> {
+    const made: EncodedImage[] = [];
+    await generate(change, new AbortController().signal, (event) => {
+      if (event.type === "image") made[event.imageIndex] = event.image;
+    });
+    return made;
+  }
+
+  function generate(
+    change: Partial<GenerationRequest>,
+    signal: AbortSignal,
+    onEvent: (event: GenerationEvent) => void,
+  ) {
+    const request: GenerationRequest = {
+      id: `request-${Math.random()}`,
+      model: "atelier-tiny",
+      prompt: "a red mug",
+      negativePrompt: "",
+      width: 128,
+      height: 160,
+      steps: 3,
+      guidanceScale: 2.5,
+      sampler: "dpmpp_2m",
+      karras: false,
+      seed: 11n,
+      numImages: 1,
+      encoding: { format: "png", quality: 90 },
+      ...change,
+    };
+    return pipeline.generate(request, { signal, deadline: Deadline.after(systemClock, 60_000), onEvent });
+  }
+});
