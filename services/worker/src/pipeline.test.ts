@@ -1,4 +1,4 @@
-import { Deadline, ServingError, systemClock } from "@atelier/core";
+import { Deadline, ServingError, seededRandom, systemClock } from "@atelier/core";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createPipeline, type GenerationEvent, type Pipeline } from "./pipeline.ts";
@@ -65,6 +65,28 @@ describe("a pipeline driven directly", () => {
     });
     await expect(made).rejects.toMatchObject({ code: "DRAINING" });
     expect(pipeline.state).toMatchObject({ requestsInFlight: 0, backlogMs: 0 });
+  });
+
+  it("settles every request, and is idle after, whatever is taken back when", async () => {
+    const random = seededRandom(3);
+    const outcomes = new Map<string, number>();
+    const one = async () => {
+      const abort = new AbortController();
+      let eventsLeft = Math.floor(random.next() * 12); // cancelled at the 12th event at the latest, or not at all
+      const size = random.next() < 0.5 ? { width: 128 } : { width: 136, guidanceScale: 1 };
+      const outcome = await generate({ ...size, numImages: 1 + Math.floor(random.next() * 3) }, abort.signal, () => {
+        if (eventsLeft-- === 0) abort.abort(new ServingError("CANCELLED", "taken back"));
+      }).then(
+        () => "ok",
+        (error: ServingError) => error.code,
+      );
+      outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
+    };
+    for (let wave = 0; wave < 4; wave++) await Promise.all(Array.from({ length: 10 }, one)); // 8 fit
+
+    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, requestsFree: 8, backlogMs: 0 });
+    expect([...outcomes.keys()].toSorted()).toEqual(["CANCELLED", "OVERLOADED", "ok"]);
+    expect(outcomes.get("OVERLOADED")).toBe(8);
   });
 
   it("admits nothing once it is stopped", async () => {

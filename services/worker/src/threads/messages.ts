@@ -1,6 +1,6 @@
 import { type ErrorCode, ServingError, toServingError } from "@atelier/core";
 
-/** What a stage's thread hears. */
+/** What a stage's thread hears, in lists: what was said at one time. */
 export type ToThread<Work, Command> =
   | { readonly type: "work"; readonly id: string; readonly work: Work }
   | { readonly type: "cancel"; readonly id: string }

@@ -65,7 +65,7 @@ export async function hostStage<Open, Work, Result, Command, Report>(
 
   let closing = false;
   let wake = () => {};
-  port.on("message", (message: ToThread<Work, Command>) => {
+  const hear = (message: ToThread<Work, Command>) => {
     switch (message.type) {
       case "work":
         try {
@@ -84,6 +84,9 @@ export async function hostStage<Open, Work, Result, Command, Report>(
         closing = true;
         break;
     }
+  };
+  port.on("message", (messages: readonly ToThread<Work, Command>[]) => {
+    messages.forEach(hear);
     wake();
   });
   post({ type: "opened" });
@@ -96,7 +99,6 @@ export async function hostStage<Open, Work, Result, Command, Report>(
       await new Promise<void>((resolve) => {
         wake = resolve;
       });
-      await nextTurn(); // what was sent together is taken together: the images of a request share their first step
     }
   }
   await stage.release();

@@ -14,6 +14,7 @@ export class StageThread<Work, Result, Command = never, Report = never> {
   readonly #worker: Worker;
   readonly #pending = new Map<string, { resolve: (result: Result) => void; reject: (error: ServingError) => void }>();
   readonly #onReport: (report: Report) => void;
+  #outbox: { message: ToThread<Work, Command>; transfer: readonly Transferable[] }[] = [];
   #closed = false;
 
   private constructor(worker: Worker, onReport: (report: Report) => void) {
@@ -92,8 +93,22 @@ export class StageThread<Work, Result, Command = never, Report = never> {
       reject(new ServingError("DRAINING", "the worker has stopped"));
   }
 
+  /**
+   * What is said in one go arrives in one piece. Posted one by one, the first of a request's images would wake the
+   * thread and make a step alone, and the others would trail behind it to the end.
+   */
   #post(message: ToThread<Work, Command>, transfer: readonly Transferable[] = []): void {
-    this.#worker.postMessage(message, transfer);
+    if (this.#outbox.length === 0) queueMicrotask(() => this.#send());
+    this.#outbox.push({ message, transfer });
+  }
+
+  #send(): void {
+    const outbox = this.#outbox;
+    this.#outbox = [];
+    this.#worker.postMessage(
+      outbox.map(({ message }) => message),
+      outbox.flatMap(({ transfer }) => transfer),
+    );
   }
 
   #hear(message: FromThread<Result, Report>): void {
