@@ -15,7 +15,7 @@ import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-
 import type { Dispatcher } from "./dispatch.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import { answerBrokenHttp } from "./http/broken-http.ts";
-import { errorReply, readableError } from "./http/error-reply.ts";
+import { type ErrorReply, errorReply, readableError } from "./http/error-reply.ts";
 import { acceptJsonOnly } from "./http/json-body.ts";
 import { refuseUnknownRoutes } from "./http/not-found.ts";
 import { collectOpenApi, openApiRoute } from "./http/openapi.ts";
@@ -81,7 +81,10 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
 
   await collectOpenApi(app);
   openApiRoute(app);
-  generateRoute(app, options);
+  generateRoute(app, {
+    ...options,
+    noteFailure: (thrown, request, reply) => noteFailure(thrown, request, reply, options),
+  });
   modelsRoute(app, options);
   operationsRoutes(app, { ...options, registry: options.metrics.registry });
   return app;
@@ -101,18 +104,26 @@ function observe(request: FastifyRequest, reply: FastifyReply, { metrics, log, c
 }
 
 function sendError(thrown: unknown, request: FastifyRequest, reply: FastifyReply, options: AppOptions): FastifyReply {
-  const error = readableError(thrown, options);
-  const { status, headers, body } = errorReply(error, request.id);
-  const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";
-  options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
-  if (thrown instanceof InvariantError) {
-    if (reply.raw.closed) options.onBug(thrown);
-    else reply.raw.once("close", () => options.onBug(thrown));
-  }
+  const { status, headers, body } = noteFailure(thrown, request, reply, options);
   return reply
     .code(status)
     .headers(headers)
     .header(REQUEST_ID_HEADER, request.id)
     .type("application/json; charset=utf-8")
     .send(body);
+}
+
+/** Logs and counts a failure by its own status, even where the caller was long told 200, as in a stream of events. */
+function noteFailure(thrown: unknown, request: FastifyRequest, reply: FastifyReply, options: AppOptions): ErrorReply {
+  const error = readableError(thrown, { ...options, contentType: request.headers["content-type"] });
+  const answer = errorReply(error, request.id);
+  const { status } = answer;
+  reply.raw.statusCode = status; // what `observe` reads; on the wire it changes nothing once the headers are out
+  const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";
+  options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
+  if (thrown instanceof InvariantError) {
+    if (reply.raw.closed) options.onBug(thrown);
+    else reply.raw.once("close", () => options.onBug(thrown));
+  }
+  return answer;
 }

@@ -3,13 +3,15 @@ import type { GenerateResponse } from "@atelier/proto";
 import type { Balancer } from "./balancer.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
-import type { GeneratedPicture, Generation, ImageRequest } from "./image-request.ts";
-import { pictureFromWire, receiptFromWire, requestToWire } from "./wire.ts";
+import type { GeneratedPicture, Generation, GenerationEvent, ImageRequest } from "./image-request.ts";
+import { pictureFromWire, progressFromWire, receiptFromWire, requestToWire } from "./wire.ts";
 
 export interface DispatchLimits {
   readonly deadline: Deadline;
   /** Aborted with a ServingError when nobody wants the answer any more. */
   readonly signal: AbortSignal;
+  /** Told of the request's way while it lasts, in order. Must not throw. */
+  readonly onEvent?: (event: GenerationEvent) => void;
 }
 
 /** Places a request on a worker and brings its pictures back. */
@@ -51,7 +53,7 @@ function attempt(
 ): Promise<Generation> {
   const { signal, deadline } = limits;
   return new Promise((resolve, reject) => {
-    const answer = new AnswerInProgress(request);
+    const answer = new AnswerInProgress(request, limits.onEvent);
     const settle = (finish: () => void) => {
       signal.removeEventListener("abort", abort);
       try {
@@ -85,11 +87,14 @@ function attempt(
 /** The events of one call, gathered. */
 class AnswerInProgress {
   readonly #request: ImageRequest;
+  readonly #onEvent: DispatchLimits["onEvent"];
   readonly #pictures: (GeneratedPicture | undefined)[];
+  #stepsTotal = 0;
   #completed: Extract<GenerateResponse["event"], { case: "completed" }>["value"] | undefined;
 
-  constructor(request: ImageRequest) {
+  constructor(request: ImageRequest, onEvent: DispatchLimits["onEvent"]) {
     this.#request = request;
+    this.#onEvent = onEvent;
     this.#pictures = Array.from({ length: request.numImages });
   }
 
@@ -100,7 +105,14 @@ class AnswerInProgress {
   take({ event }: GenerateResponse): void {
     if (event.case === "image") this.#pictures[event.value.imageIndex] = pictureFromWire(event.value);
     if (event.case === "completed") this.#completed = event.value;
-    // Accepted, progress and checkpoints are for dialects that stream; this one answers once.
+    if (event.case === "accepted") {
+      this.#stepsTotal = event.value.stepsTotal;
+      this.#onEvent?.({ type: "accepted", stepsTotal: this.#stepsTotal });
+    }
+    if (event.case === "progress") {
+      const progress = progressFromWire(event.value, this.#stepsTotal);
+      if (progress !== undefined) this.#onEvent?.({ type: "progress", ...progress });
+    }
   }
 
   /** @throws ServingError INTERNAL when the worker ended well and yet left something out. */

@@ -269,7 +269,13 @@ describe("bad input", () => {
   it.each(["text/plain", "application/x-www-form-urlencoded", "nonsense"])("refuses content-type %s", async (type) => {
     const refused = await refusal(await ask({ prompt: "x" }, { "content-type": type }));
     expect(refused.status).toBe(415);
+    expect(refused.message).toContain(`content-type "${type}" was sent`);
     expect(refused.message).toContain("application/json");
+  });
+
+  it("repeats no more of a content-type than is needed to recognize it", async () => {
+    const { message } = await refusal(await ask({ prompt: "x" }, { "content-type": `text/${"x".repeat(5_000)}` }));
+    expect(message.length).toBeLessThan(200);
   });
 
   it("refuses a compressed body", async () => {

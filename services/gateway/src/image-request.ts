@@ -47,6 +47,24 @@ export interface GeneratedPicture {
   readonly seed: number;
 }
 
+export const STAGE_NAMES = ["text_encode", "denoise", "image_decode"] as const;
+export type StageName = (typeof STAGE_NAMES)[number];
+
+/** How far a request has come. */
+export interface StageProgress {
+  readonly stage: StageName;
+  /** Over all pictures, of `stepsTotal`. */
+  readonly stepsDone: number;
+  readonly stepsTotal: number;
+  /** The picture that got on. */
+  readonly imageIndex: number;
+}
+
+/** What is heard of a request on its way: accepted once, then progress. */
+export type GenerationEvent =
+  | { readonly type: "accepted"; readonly stepsTotal: number }
+  | ({ readonly type: "progress" } & StageProgress);
+
 /** What a request came to: its pictures in order, and what it takes to make them again. */
 export interface Generation {
   readonly pictures: readonly GeneratedPicture[];

@@ -1,7 +1,8 @@
-import { type ChildProcess, fork } from "node:child_process";
+import { type ChildProcess, fork, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { createServer } from "node:net";
+import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { ParentMessage } from "./lifecycle.ts";
 import { FakeWorker } from "./testing/fake-worker.ts";
@@ -74,9 +75,16 @@ describe("the gateway's process", () => {
     const { message } = await gateway.message("failed");
     expect(message).toContain(`port ${port} on 127.0.0.1 is taken by another program; set ATELIER_LISTEN`);
     expect(await gateway.exit).toEqual([1, null]);
-    expect(gateway.stderr()).toContain(message);
-    expect(gateway.stderr()).not.toContain("    at ");
+    expect(gateway.stderr()).toBe("");
     other.close();
+  });
+
+  it("says so itself where no parent listens", async () => {
+    const main = fileURLToPath(new URL("./main.ts", import.meta.url));
+    const { status, stderr } = spawnSync(process.execPath, [main], { env: { ATELIER_WORKERS: "" }, encoding: "utf8" });
+    expect(status).toBe(1);
+    expect(stderr).toContain("ATELIER_WORKERS");
+    expect(stderr).not.toContain("    at ");
   });
 
   it("names every bad setting before it starts anything", async () => {

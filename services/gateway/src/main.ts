@@ -65,7 +65,9 @@ try {
   process.exit(0); // an IPC channel would keep the process alive
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
-  console.error(error instanceof ConfigError ? message : error);
+  // A parent that listens says why we end; of a bug it would lack the stack.
+  if (!(error instanceof ConfigError)) console.error(error);
+  else if (!process.connected) console.error(message);
   tellParent({ type: "failed", message });
   process.exitCode = 1;
   if (process.connected) process.disconnect();

@@ -1,5 +1,12 @@
 import { ServingError } from "@atelier/core";
-import { type GeneratedImage, type GenerateRequestSchema, ImageFormat, type Receipt } from "@atelier/proto";
+import {
+  type GeneratedImage,
+  type GenerateRequestSchema,
+  ImageFormat,
+  type Progress,
+  type Receipt,
+  Stage,
+} from "@atelier/proto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type {
   GeneratedPicture,
@@ -7,6 +14,8 @@ import type {
   HiresFixReceipt,
   ImageFormatName,
   ImageRequest,
+  StageName,
+  StageProgress,
 } from "./image-request.ts";
 import { samplerFromWire, samplerToWire } from "./samplers.ts";
 
@@ -34,6 +43,13 @@ export function requestToWire(request: ImageRequest, callId: string): MessageIni
 export function pictureFromWire(image: GeneratedImage): GeneratedPicture {
   const { data, mediaType, width, height, seed } = image;
   return { data, mediaType, width, height, seed: Number(seed) };
+}
+
+/** Undefined for a stage that a newer worker has and this gateway does not know. */
+export function progressFromWire(progress: Progress, stepsTotal: number): StageProgress | undefined {
+  const stage = STAGES[progress.stage];
+  if (stage === undefined) return undefined;
+  return { stage, stepsDone: progress.stepsDone, stepsTotal, imageIndex: progress.imageIndex };
 }
 
 /** @throws ServingError INTERNAL when the receipt is incomplete: it would not be enough to make the picture again. */
@@ -76,6 +92,12 @@ function hiresFixFromWire({ hiresFix }: Receipt): HiresFixReceipt | undefined {
   const { nativeWidth, nativeHeight, strength, upscale } = hiresFix;
   return { nativeWidth, nativeHeight, strength, upscale };
 }
+
+const STAGES: Partial<Record<Stage, StageName>> = {
+  [Stage.TEXT_ENCODE]: "text_encode",
+  [Stage.DENOISE]: "denoise",
+  [Stage.IMAGE_DECODE]: "image_decode",
+};
 
 const FORMATS: Record<ImageFormatName, ImageFormat> = {
   png: ImageFormat.PNG,

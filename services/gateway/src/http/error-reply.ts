@@ -83,7 +83,10 @@ export function errorReply(error: ServingError, requestId: string): ErrorReply {
  * Whatever was thrown on the way to an answer, as a failure that a caller may read. What we did not expect keeps its
  * text for the log (as `cause`) and says nothing of our insides to the caller.
  */
-export function readableError(thrown: unknown, { bodyMaxBytes }: { bodyMaxBytes: number }): ServingError {
+export function readableError(
+  thrown: unknown,
+  { bodyMaxBytes, contentType }: { bodyMaxBytes: number; contentType?: string | undefined },
+): ServingError {
   if (thrown instanceof ServingError) return thrown;
   const { code = "", statusCode = 500, message } = thrown as Partial<FastifyError>;
   if (thrown instanceof InvariantError || !code.startsWith("FST_") || statusCode >= 500) return internal(thrown);
@@ -91,7 +94,9 @@ export function readableError(thrown: unknown, { bodyMaxBytes }: { bodyMaxBytes:
     return new ServingError("PAYLOAD_TOO_LARGE", `the body is larger than ${bodyMaxBytes} bytes, which is the limit`);
   }
   if (code === "FST_ERR_CTP_INVALID_MEDIA_TYPE") {
-    return new HttpRefusal(415, "the content-type is not one that is read here; send application/json");
+    const sent =
+      contentType === undefined ? "no content-type" : `content-type ${JSON.stringify(contentType.slice(0, 60))}`;
+    return new HttpRefusal(415, `${sent} was sent and is not read here; send application/json`);
   }
   return new HttpRefusal(statusCode, message ?? "the request is not valid HTTP");
 }

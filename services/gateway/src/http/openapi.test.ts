@@ -71,6 +71,17 @@ describe("GET /openapi.json", () => {
     expect(properties["width"]).not.toHaveProperty("minimum");
   });
 
+  it("describes each event of a generation by its name and its data", () => {
+    const { oneOf } = document.components.schemas["GenerateEvent"] as unknown as { oneOf: EventSchema[] };
+    const events = oneOf.map(({ properties: { event, data } }) => [event.const, data.$ref.split("/").at(-1)]);
+    expect(events).toEqual([
+      ["accepted", "AcceptedEvent"],
+      ["progress", "ProgressEvent"],
+      ["completed", "GenerateReply"],
+      ["error", "Error"],
+    ]);
+  });
+
   it("documents the picture as bytes, the refusals, and the header on every answer", () => {
     const { responses } = document.paths["/generate"]!["post"]!;
     expect(Object.keys(responses["200"]!.content)).toEqual([
@@ -78,6 +89,7 @@ describe("GET /openapi.json", () => {
       "image/png",
       "image/jpeg",
       "image/webp",
+      "text/event-stream",
     ]);
     expect(Object.keys(responses)).toEqual([
       "200",
@@ -96,6 +108,10 @@ describe("GET /openapi.json", () => {
     for (const response of Object.values(responses)) expect(response.headers).toHaveProperty("x-atelier-request-id");
   });
 });
+
+interface EventSchema {
+  properties: { event: { const: string }; data: { $ref: string } };
+}
 
 interface OpenApi {
   paths: Record<string, Record<string, { responses: Record<string, { content: object; headers: object }> }>>;

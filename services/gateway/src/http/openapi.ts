@@ -1,3 +1,4 @@
+import type { Readable } from "node:stream";
 import swagger, { type SwaggerTransformObject } from "@fastify/swagger";
 import type { FastifyInstance } from "fastify";
 import { createJsonSchemaTransform, createJsonSchemaTransformObject } from "fastify-type-provider-zod";
@@ -63,6 +64,9 @@ export function errorResponses(...statuses: number[]) {
 
 /** Documented as text and sent as a Buffer, which fastify passes on untouched: a serializer would write JSON. */
 export const sentAsBytes = z.string().meta({ format: "binary" }) as z.ZodType as z.ZodType<Buffer>;
+
+/** Documented as its events and sent as a stream of text, which fastify passes on untouched. */
+export const sentAsStream = (event: z.ZodType) => event as z.ZodType as z.ZodType<Readable>;
 
 const FAILURES: Record<number, string> = {
   400: "A field is missing, unknown, of the wrong type or outside its limits.",

@@ -19,7 +19,13 @@ type GenerateCall = ServerWritableStream<GenerateRequest, unknown>;
 
 /** What the fake does with the next request. */
 export type Behaviour =
-  | { readonly kind: "answer"; readonly after?: Promise<unknown>; readonly data?: Uint8Array }
+  | {
+      readonly kind: "answer";
+      readonly after?: Promise<unknown>;
+      readonly data?: Uint8Array;
+      /** Reported, after the first step, before it waits for `after`. */
+      readonly progress?: readonly { stage: Stage; stepsDone: number; imageIndex?: number }[];
+    }
   | { readonly kind: "fail"; readonly error: ServingError }
   /** Accepts and never answers. */
   | { readonly kind: "hang" }
@@ -184,7 +190,10 @@ export class FakeWorker {
       setTimeout(() => void this.kill(), 20);
       return;
     }
-    if (behaviour.kind === "answer") await behaviour.after;
+    if (behaviour.kind === "answer") {
+      for (const value of behaviour.progress ?? []) write({ case: "progress", value });
+      await behaviour.after;
+    }
     if (cancelled) return;
     answered = true;
 

@@ -1,0 +1,48 @@
+import { z } from "zod";
+import { errorBody } from "../http/error-reply.ts";
+import { type ImageRequest, STAGE_NAMES, type StageProgress } from "../image-request.ts";
+import { generateReply } from "./generate.ts";
+
+const acceptedData = z
+  .object({
+    request_id: z.string(),
+    seed: z.int(),
+    model: z.string(),
+    steps_total: z.int().describe("Over all pictures and both phases: what steps_done counts up to."),
+  })
+  .meta({ id: "AcceptedEvent", description: "A worker has taken the request. First, once." });
+
+const progressData = z
+  .object({
+    stage: z.enum(STAGE_NAMES),
+    steps_done: z.int().describe("Over all pictures."),
+    steps_total: z.int(),
+    image_index: z.int().describe("The picture that got on, from 0."),
+  })
+  .meta({ id: "ProgressEvent", description: "About 10 a second at most, fewer to a slow reader." });
+
+export type AcceptedData = z.infer<typeof acceptedData>;
+export type ProgressData = z.infer<typeof progressData>;
+
+/** One event of the stream: its name, and its data parsed. */
+export const generateEvent = z
+  .discriminatedUnion("event", [
+    z.object({ event: z.literal("accepted"), data: acceptedData }),
+    z.object({ event: z.literal("progress"), data: progressData }),
+    z.object({ event: z.literal("completed"), data: generateReply }),
+    z.object({ event: z.literal("error"), data: errorBody }),
+  ])
+  .meta({
+    id: "GenerateEvent",
+    description:
+      "Each event of the stream has a name (`event:`) and JSON on one line (`data:`). In order: accepted, any number of progress, " +
+      "then completed (the JSON answer) or error (the error body). Lines that begin with a colon keep the connection alive.",
+  });
+
+export function acceptedToJson({ id, seed, model }: ImageRequest, stepsTotal: number): AcceptedData {
+  return { request_id: id, seed, model, steps_total: stepsTotal };
+}
+
+export function progressToJson({ stage, stepsDone, stepsTotal, imageIndex }: StageProgress): ProgressData {
+  return { stage, steps_done: stepsDone, steps_total: stepsTotal, image_index: imageIndex };
+}

@@ -1,0 +1,62 @@
+import type { Clock } from "@atelier/core";
+import type { FastifyReply } from "fastify";
+import { replyFromGeneration } from "../dialects/generate.ts";
+import { acceptedToJson, progressToJson } from "../dialects/generate-events.ts";
+import type { ErrorBody } from "../http/error-reply.ts";
+import { EVENT_STREAM_HEADERS, EventStream } from "../http/event-stream.ts";
+import type { Generation, GenerationEvent, ImageRequest } from "../image-request.ts";
+import { ProgressThrottle } from "../progress-throttle.ts";
+
+/** The first picture's seed, on every kind of answer. */
+export const SEED_HEADER = "x-atelier-seed";
+
+/** Ten a second look like movement to a person. */
+const PROGRESS_INTERVAL_MS = 100;
+
+export interface GenerateEventsOptions {
+  readonly clock: Clock;
+  readonly image: ImageRequest;
+  /** Starts the generation and tells what becomes of it on the way. */
+  readonly generate: (onEvent: (event: GenerationEvent) => void) => Promise<Generation>;
+  /** Notes a failure where failures are noted, and gives what the caller reads of it. */
+  readonly fail: (thrown: unknown) => ErrorBody;
+}
+
+/**
+ * Answers with events once a worker has accepted the request. What fails before that rejects, for an ordinary error
+ * with a status of its own; what fails after it can only be an event.
+ */
+export async function sendEvents(reply: FastifyReply, options: GenerateEventsOptions): Promise<FastifyReply> {
+  const { clock, image, generate, fail } = options;
+  const begun = Promise.withResolvers<void>();
+  let accepted = false;
+  const events = new EventStream(clock, () => progress.resume());
+  const progress = new ProgressThrottle({
+    clock,
+    intervalMs: PROGRESS_INTERVAL_MS,
+    send: (report) => events.send("progress", progressToJson(report)),
+  });
+
+  generate((event) => {
+    if (event.type === "progress") return progress.offer(event);
+    accepted = true;
+    events.send("accepted", acceptedToJson(image, event.stepsTotal));
+    begun.resolve();
+  })
+    .then(
+      (generation) => {
+        progress.finish();
+        events.send("completed", replyFromGeneration(generation, image.format));
+        begun.resolve();
+      },
+      (thrown) => {
+        if (!accepted) return begun.reject(thrown);
+        progress.finish();
+        events.send("error", fail(thrown));
+      },
+    )
+    .finally(() => events.end());
+
+  await begun.promise;
+  return reply.headers(EVENT_STREAM_HEADERS).header(SEED_HEADER, String(image.seed)).send(events.readable);
+}
