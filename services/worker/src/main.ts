@@ -50,10 +50,10 @@ async function main(): Promise<void> {
   process.exit(0); // the stages' threads have ended: nothing runs that this could tear apart
 }
 
-/** Something that ends the process: said on standard error and to the parent. */
+/** Something that ends the process: said to the parent, or on standard error where none listens. */
 function fail(error: unknown): never {
   const { message } = error instanceof Error ? error : toServingError(error);
-  process.stderr.write(`atelier worker: ${message}\n`);
+  if (!process.connected) process.stderr.write(`atelier worker: ${message}\n`);
   tellParent({ type: "failed", message });
   process.exit(1);
 }
