@@ -156,7 +156,19 @@ describe("atelier generate", () => {
   it("sends every option under the API's name, and leaves out what was not given", async () => {
     const url = await runningUrl();
     const options = ["-n", "模糊", "-s", "256x384", "--steps", "8", "--seed", "7", "--guidance", "2.5"];
-    const atelier = start("generate", "a mug", ...options, "--sampler", "euler", "--model", "m", "--url", url);
+    const atelier = start(
+      "generate",
+      "a mug",
+      ...options,
+      "--sampler",
+      "euler",
+      "--quality",
+      "80",
+      "--model",
+      "m",
+      "--url",
+      url,
+    );
     expect(await atelier.exitCode).toBe(0);
     expect(drawn()).toEqual({
       prompt: "a mug",
@@ -167,6 +179,7 @@ describe("atelier generate", () => {
       seed: 7,
       guidance_scale: 2.5,
       sampler: "euler",
+      quality: 80,
       model: "m",
     });
     expect(readdirSync(folder)).toContain("atelier-7.png");
@@ -199,6 +212,35 @@ describe("atelier generate", () => {
     const atelier = start("generate", "refuse", "-o", "x.png", "--url", await runningUrl());
     expect(await atelier.exitCode).toBe(1);
     expect(atelier.stderr).toBe("error: steps is 0 (field steps) [INVALID_REQUEST]\n");
+    expect(readdirSync(folder)).not.toContain("x.png");
+  });
+
+  it("says in a pipe how far the picture is only when it is to be verbose", async () => {
+    const url = await runningUrl();
+    const quiet = start("generate", "a mug", "-o", "mug.png", "--url", url);
+    const verbose = start("generate", "a mug", "-o", "mug.png", "--verbose", "--url", url);
+    expect(await quiet.exitCode).toBe(0);
+    expect(quiet.stderr).toBe("");
+    expect(await verbose.exitCode).toBe(0);
+    expect(verbose.stderr).toBe(
+      "encoding the text 0/37 steps\ndenoising 12/37 steps\ndecoding the image 37/37 steps\n",
+    );
+  });
+
+  it("takes a plain answer where a gateway sends no events", async () => {
+    const atelier = start("generate", "plain", "-o", "x.png", "--verbose", "--url", await runningUrl());
+    expect(await atelier.exitCode).toBe(0);
+    expect(atelier.stderr).toBe("");
+    expect(readFileSync(join(folder, "x.png"), "utf8")).toBe("picture 0");
+  });
+
+  it.each([
+    { prompt: "lose", says: /^error: worker w1 was lost \(field prompt\) \[WORKER_LOST\]\n$/ },
+    { prompt: "cut", says: /^error: http:\S+\/generate ended its answer before the picture came\n$/ },
+  ])("exits 1 and writes no file when it fails on the way: $prompt", async ({ prompt, says }) => {
+    const atelier = start("generate", prompt, "-o", "x.png", "--url", await runningUrl());
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toMatch(says);
     expect(readdirSync(folder)).not.toContain("x.png");
   });
 

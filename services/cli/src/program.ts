@@ -115,9 +115,11 @@ function addGenerate(
     .option("--sampler <name>", "dpmpp_2m, dpmpp_2m_sde, euler, euler_a, ddim, unipc or lcm")
     .option("--model <id>", "one of: atelier models ls")
     .addOption(new Option("--format <name>", "default: as the file's name says").choices(FORMATS))
+    .option("--quality <n>", "of jpeg and webp, 1 to 100", wholeNumber({ min: 0, max: 1000 }))
     .option("--num-images <n>", "several pictures: FILE-1, FILE-2, ...", wholeNumber({ min: 0, max: 1000 }))
     .addOption(urlOption())
     .option("--json", "print the receipt as JSON", false)
+    .option("--verbose", "say how far it is in a pipe too, a line at a time", false)
     .addOption(logLevelOption())
     .addHelpText(
       "after",
@@ -140,12 +142,14 @@ function addGenerate(
           sampler: given.sampler,
           model: given.model,
           format,
+          quality: given.quality,
           num_images: given.numImages,
         }),
         output: given.output,
         url: given.url,
         defaultUrl,
         json: given.json,
+        verbose: given.verbose,
         system: {
           entries,
           host: "127.0.0.1",

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { CliError } from "../cli-error.ts";
+import { serverEvents } from "./server-events.ts";
 
 /** The body of POST /generate, as far as the command line sets it; what is absent is the gateway's default. */
 export interface GenerateBody {
@@ -13,6 +14,7 @@ export interface GenerateBody {
   readonly sampler?: string;
   readonly model?: string;
   readonly format?: string;
+  readonly quality?: number;
   readonly num_images?: number;
 }
 
@@ -25,6 +27,13 @@ export interface GenerateReply {
   readonly seed: number;
   readonly model: string;
   readonly receipt: { readonly simulated?: boolean; readonly [key: string]: unknown };
+}
+
+/** How far a generation is, as the gateway says. */
+export interface StageProgress {
+  readonly stage: string;
+  readonly steps_done: number;
+  readonly steps_total: number;
 }
 
 export interface ModelEntry {
@@ -80,13 +89,31 @@ export class GatewayClient {
     }
   }
 
-  async generate(body: GenerateBody): Promise<GenerateReply> {
+  /** Asks for events, and takes a plain answer too: a proxy or an older gateway may have no other. */
+  async generate(body: GenerateBody, onProgress: (progress: StageProgress) => void): Promise<GenerateReply> {
     const request = {
       method: "POST",
-      headers: { "content-type": "application/json", accept: "application/json" },
+      headers: { "content-type": "application/json", accept: "text/event-stream, application/json;q=0.5" },
       body: JSON.stringify(body),
     };
-    return (await this.#json(await this.#fetch("/generate", request, REQUEST_MAX_MS))) as GenerateReply;
+    const reply = await this.#fetch("/generate", request, REQUEST_MAX_MS);
+    const streams = reply.ok && reply.headers.get("content-type")?.startsWith("text/event-stream");
+    return streams ? this.#follow(reply, onProgress) : ((await this.#json(reply)) as GenerateReply);
+  }
+
+  async #follow(reply: Response, onProgress: (progress: StageProgress) => void): Promise<GenerateReply> {
+    try {
+      for await (const { name, data } of serverEvents(reply.body!)) {
+        if (name === "progress") onProgress(JSON.parse(data) as StageProgress);
+        if (name === "completed") return JSON.parse(data) as GenerateReply;
+        if (name === "error") throw inWords(JSON.parse(data) as ErrorBody);
+      }
+    } catch (error) {
+      if (error instanceof CliError) throw error;
+      this.#signal.throwIfAborted();
+      throw new CliError(`${reply.url} did not send its answer to the end: ${reasonOf(error)}`, { cause: error });
+    }
+    throw new CliError(`${reply.url} ended its answer before the picture came`);
   }
 
   async models(): Promise<readonly ModelEntry[]> {
@@ -119,16 +146,23 @@ export class GatewayClient {
   }
 }
 
-/** What the server says went wrong, with the field at fault as the command line spells it. */
+interface ErrorBody {
+  readonly error: { readonly code: string; readonly message: string; readonly field?: string };
+}
+
+/** What the server says went wrong. */
 async function failure(reply: Response): Promise<CliError> {
   const text = await reply.text();
   try {
-    const { error } = JSON.parse(text) as { error: { code: string; message: string; field?: string } };
-    const field = error.field === undefined ? "" : ` (field ${error.field})`;
-    return new CliError(`${error.message}${field} [${error.code}]`);
+    return inWords(JSON.parse(text) as ErrorBody);
   } catch {
     return new CliError(`${reply.url} answered ${reply.status} ${reply.statusText}: is it an Atelier gateway?`);
   }
+}
+
+function inWords({ error }: ErrorBody): CliError {
+  const field = error.field === undefined ? "" : ` (field ${error.field})`;
+  return new CliError(`${error.message}${field} [${error.code}]`);
 }
 
 /** fetch says "fetch failed" and keeps the reason in `cause`; several addresses tried make an AggregateError. */

@@ -14,6 +14,8 @@ export interface GenerateOptions {
   readonly defaultUrl: string;
   /** Print the receipt instead of words. */
   readonly json: boolean;
+  /** Say where no terminal shows it how far the picture is, a line at a time. */
+  readonly verbose: boolean;
   readonly system: Omit<LocalSystemOptions, "report">;
 }
 
@@ -24,7 +26,7 @@ export interface GenerateOptions {
 export async function generate(options: GenerateOptions): Promise<number> {
   await checkWritable(options.output ?? ".");
   const stop = new AbortController();
-  const progress = new Progress(process.stderr);
+  const progress = new Progress(process.stderr, { verbose: options.verbose });
   const silence = onStopSignals({ first: () => stop.abort(), again: () => process.exit(130) });
   let system: LocalSystem | undefined;
   try {
@@ -57,13 +59,21 @@ async function makePictures(options: GenerateOptions, client: GatewayClient, pro
   await client.waitUntilReady();
   progress.begin("drawing");
   const startedMs = Date.now();
-  const reply = await client.generate(options.body);
+  const reply = await client.generate(options.body, ({ stage, steps_done, steps_total }) =>
+    progress.steps({ label: STAGE_LABELS[stage] ?? stage, done: steps_done, total: steps_total }),
+  );
   const seconds = (Date.now() - startedMs) / 1000;
   progress.end();
 
   const files = await writePictures(reply, options.output ?? `atelier-${reply.seed}.${extensionOf(reply.format)}`);
   console.log(options.json ? asJson(reply, files) : inWords(reply, files, seconds));
 }
+
+const STAGE_LABELS: Record<string, string> = {
+  text_encode: "encoding the text",
+  denoise: "denoising",
+  image_decode: "decoding the image",
+};
 
 async function writePictures(reply: GenerateReply, output: string): Promise<readonly string[]> {
   const pictures = reply.images ?? [reply.image];

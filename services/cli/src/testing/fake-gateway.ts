@@ -1,6 +1,7 @@
 /**
  * A stand-in for the gateway, with the answers that the command line reads, in the form that the gateway documents.
- * A request's body is written to FAKE_LOG. The prompt "refuse" is refused; "hang" is never answered.
+ * A request's body is written to FAKE_LOG. The prompt "refuse" is refused; "hang" is never answered; "lose" fails after
+ * its first steps; "cut" ends its events there; "plain" is answered without events, as an older gateway does.
  */
 import { appendFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
@@ -43,7 +44,9 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
     });
   }
   const images = Array.from({ length: body.num_images ?? 1 }, (_, i) => Buffer.from(`picture ${i}`).toString("base64"));
-  return reply(200, {
+  const progress = (stage: string, stepsDone: number) =>
+    `event: progress\ndata: {"stage":"${stage}","steps_done":${stepsDone},"steps_total":37,"image_index":0}\n\n`;
+  const picture = {
     image: images[0],
     ...(images.length > 1 ? { images } : {}),
     format: body.format ?? "png",
@@ -52,7 +55,20 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
     seed: body.seed ?? 41,
     model: "fake",
     receipt: { steps: 25, simulated: false },
-  });
+  };
+  if (body.prompt === "plain") return reply(200, picture);
+
+  response.writeHead(200, { "content-type": "text/event-stream", "x-atelier-request-id": "req-1" });
+  response.write(
+    'event: accepted\ndata: {"request_id":"req-1","seed":41,"model":"fake","steps_total":37}\n\n: keep-alive\n\n',
+  );
+  response.write(progress("text_encode", 0) + progress("denoise", 12));
+  if (body.prompt === "cut") return void response.end();
+  if (body.prompt === "lose") {
+    const error = { code: "WORKER_LOST", message: "worker w1 was lost", field: "prompt", request_id: "req-1" };
+    return void response.end(`event: error\ndata: ${JSON.stringify({ error })}\n\n`);
+  }
+  response.end(`${progress("image_decode", 37)}event: completed\ndata: ${JSON.stringify(picture)}\n\n`);
 }
 
 const MODEL = {
