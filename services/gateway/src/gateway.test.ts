@@ -269,7 +269,7 @@ describe("bad input", () => {
   it.each(["text/plain", "application/x-www-form-urlencoded", "nonsense"])("refuses content-type %s", async (type) => {
     const refused = await refusal(await ask({ prompt: "x" }, { "content-type": type }));
     expect(refused.status).toBe(415);
-    expect(refused.message).toContain(`content-type "${type}" was sent`);
+    expect(refused.message).toContain(`content-type "${type}" is not read here`);
     expect(refused.message).toContain("application/json");
   });
 

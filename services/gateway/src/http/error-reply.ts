@@ -94,12 +94,15 @@ export function readableError(
     return new ServingError("PAYLOAD_TOO_LARGE", `the body is larger than ${bodyMaxBytes} bytes, which is the limit`);
   }
   if (code === "FST_ERR_CTP_INVALID_MEDIA_TYPE") {
-    const sent =
-      contentType === undefined ? "no content-type" : `content-type ${JSON.stringify(contentType.slice(0, 60))}`;
-    return new HttpRefusal(415, `${sent} was sent and is not read here; send application/json`);
+    const complaint =
+      contentType === undefined ? "there is no content-type" : `content-type ${quoted(contentType)} is not read here`;
+    return new HttpRefusal(415, `${complaint}; send application/json`);
   }
   return new HttpRefusal(statusCode, message ?? "the request is not valid HTTP");
 }
+
+/** Long enough to recognize, whoever sent it. */
+const quoted = (text: string): string => JSON.stringify(text.length > 60 ? `${text.slice(0, 60)}...` : text);
 
 function internal(thrown: unknown): ServingError {
   const { cause } = toServingError(thrown);
