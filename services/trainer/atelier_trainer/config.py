@@ -39,26 +39,26 @@ class Recipe:
     # VAE: (pixels, batch, steps) phases, then a decoder-only fine-tune against frozen latents
     vae_channels: tuple[int, ...] = (16, 24, 48, 96)
     vae_groups: int = 8
-    vae_phases: tuple[tuple[int, int, int], ...] = ((128, 12, 1_000), (256, 4, 900), (512, 1, 60))
+    vae_phases: tuple[tuple[int, int, int], ...] = ((128, 6, 1_524), (256, 4, 450))
     vae_lr: float = 1.5e-3
-    decoder_steps: int = 4_000
-    decoder_lr: float = 5e-4
+    decoder_steps: int = 1_200
+    decoder_lr: float = 8e-4
 
     # U-Net
     unet_channels: tuple[int, ...] = (48, 96, 128)
     unet_groups: int = 16
     unet_heads: int = 4
-    unet_steps: int = 9_000
+    unet_steps: int = 5_800
     unet_batch: int = 10
     unet_lr: float = 1.3e-3
     unet_text_lr: float = 3e-4
     empty_caption_rate: float = 0.1
-    bucket_512_from: float = 0.82  # share of the steps after which every second batch is 64x64 latents
+    bucket_512_from: float = 0.84  # share of the steps after which every second batch is 64x64 latents
     bucket_512_batch: int = 3
 
     # The judge of `evaluate`: a CNN on separately seeded drawings
     judge_pictures: int = 6_000
-    judge_steps: int = 1_500
+    judge_steps: int = 600
 
     checkpoint_minutes: float = 5.0
 

@@ -266,13 +266,13 @@ def _write_configs(work: Workspace, out: Path, unet, text_encoder, vae, pair) ->
 
 @torch.no_grad()
 def preview_matrix(work: Workspace, vae: AutoencoderKL) -> tuple[list[list[float]], list[float]]:
-    """Least-squares map from a latent's 4 channels to the RGB (-1..1) of its 8x8 pixels: ([4][3], [3])."""
+    """Least-squares map from a latent's 4 channels to the mean RGB (0..1) of its 8x8 pixels: ([4][3], [3])."""
     path = work.path("held-out-256.npy")
     if not path.exists():
         return [[0.0] * 3] * 4, [0.0] * 3
     x = to_input(np.load(path, mmap_mode="r")[:100])
     z = torch.cat([vae.encode(p[None]).latent_dist.mean for p in x])
-    target = torch.nn.functional.avg_pool2d(x, VAE_FACTOR).permute(0, 2, 3, 1).reshape(-1, 3)
+    target = torch.nn.functional.avg_pool2d((x + 1) / 2, VAE_FACTOR).permute(0, 2, 3, 1).reshape(-1, 3)
     features = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, 4), torch.ones(len(target), 1)], 1)
     solution = torch.linalg.lstsq(features, target).solution
     rows = [[round(float(v), 5) for v in row] for row in solution]

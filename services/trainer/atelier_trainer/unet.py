@@ -55,15 +55,16 @@ class _Data:
     def __init__(self, work: Workspace) -> None:
         self.recipe = work.recipe
         texts, blurred = load_captions(work)
-        self.tokens = token_table(work, [*texts, *blurred])
-        self.latents = torch.from_numpy(
-            np.concatenate([np.load(work.path("latents-train-256.npy")), np.load(work.path("latents-blurred-256.npy"))])
-        )
-        self.latents_512 = torch.from_numpy(np.load(work.path("latents-train-512.npy")))
+        sharp, soft = np.load(work.path("latents-train-256.npy")), np.load(work.path("latents-blurred-256.npy"))
+        self.latents = torch.from_numpy(np.concatenate([sharp, soft]))
+        self.tokens = token_table(work, [*texts[: len(sharp)], *blurred[: len(soft)]])
+        self._work, self._latents_512 = work, None
         self.empty = torch.tensor(CaptionTokenizer(work.path("tokenizer"))([""])[0])
 
     def batch(self, count: int, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        pool = self.latents_512 if wide else self.latents
+        if wide and self._latents_512 is None:
+            self._latents_512 = torch.from_numpy(np.load(self._work.path("latents-train-512.npy")))
+        pool = self._latents_512 if wide else self.latents
         rows = torch.randint(0, len(pool), (count,))
         ids = self.tokens[rows, torch.randint(0, self.tokens.shape[1], (count,))].long()
         empty = torch.rand(count) < self.recipe.empty_caption_rate

@@ -17,7 +17,7 @@ from .models import new_vae
 from .training import Checkpoint, Ema, Progress, cosine_lr, psnr
 
 KL_WEIGHT = 2e-5
-COLOUR_WEIGHT = 5.0
+COLOUR_WEIGHT = 20.0
 # After whitening, the variance half of the encoder's output is this constant: img2img samples then equal the mean
 # to 0.25 % of a latent's spread.
 LOGVAR = -12.0
@@ -79,7 +79,7 @@ def save_grid(work: Workspace, vae: AutoencoderKL, name: str) -> None:
 
 
 def train_vae(work: Workspace) -> None:
-    """Writes `vae.pt` (EMA weights, latents whitened per channel)."""
+    """Writes `vae.pt` (EMA weights, latents whitened)."""
     if work.path("vae.pt").exists():
         return
     recipe = work.recipe
@@ -93,9 +93,10 @@ def train_vae(work: Workspace) -> None:
     # A linear reading of the latents as small colours. Without it the encoder settled on one warm-to-cool axis, took
     # red for orange and green for blue, and stayed there: the way to a second axis through the decoder is too long.
     colours = torch.nn.Conv2d(LATENT_CHANNELS, 3, 1)
-    colours_optimizer = torch.optim.Adam(colours.parameters(), lr=1e-2)
+    colours_optimizer = torch.optim.Adam(colours.parameters(), lr=3e-3)
+    first = True
     plan = [(size, batch) for size, batch, steps in recipe.vae_phases for _ in range(steps)]
-    progress = Progress("vae", 50)
+    progress = Progress("vae", 25)
     pictures, loaded = None, 0
     while step < len(plan):
         size, count = plan[step]
@@ -107,7 +108,11 @@ def train_vae(work: Workspace) -> None:
         posterior = vae.encode(x).latent_dist
         z = posterior.sample()
         y = vae.decode(z).sample
-        colour_loss = F.mse_loss(colours(z), F.avg_pool2d(x, VAE_FACTOR))
+        if first:
+            _fit(colours, posterior.mean.detach(), F.avg_pool2d(x, VAE_FACTOR))
+            first = False
+        miss = colours(z) - F.avg_pool2d(x, VAE_FACTOR)
+        colour_loss = miss.square().mean() + 4 * (miss - miss.mean(1, keepdim=True)).square().mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = picture_loss(y, x) + KL_WEIGHT * kl * LATENT_CHANNELS + COLOUR_WEIGHT * colour_loss
         optimizer.zero_grad(set_to_none=True)
@@ -129,6 +134,15 @@ def train_vae(work: Workspace) -> None:
     torch.save(vae.state_dict(), work.path("vae.pt"))
 
 
+@torch.no_grad()
+def _fit(colours: torch.nn.Conv2d, z: torch.Tensor, target: torch.Tensor) -> None:
+    """Sets the 1x1 convolution to the least-squares map from latents to colours, so that a resumed run is not jolted."""
+    features = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).reshape(-1, LATENT_CHANNELS + 1)
+    solution = torch.linalg.lstsq(features, target.permute(0, 2, 3, 1).reshape(-1, 3)).solution
+    colours.weight.copy_(solution[:LATENT_CHANNELS].T[:, :, None, None])
+    colours.bias.copy_(solution[LATENT_CHANNELS])
+
+
 def _report(work: Workspace, vae: AutoencoderKL, ema: Ema, step: int) -> None:
     averaged = new_vae(work.recipe)
     averaged.load_state_dict(vae.state_dict())
@@ -139,24 +153,30 @@ def _report(work: Workspace, vae: AutoencoderKL, ema: Ema, step: int) -> None:
 
 @torch.no_grad()
 def whiten(work: Workspace, vae: AutoencoderKL, pictures_max: int = 256) -> None:
-    """Gives each latent channel mean 0 and deviation 1, exactly, by folding the affine map into the two 1x1 convolutions.
+    """Gives the latents mean 0 and unit covariance over channels, exactly, by folding the affine map into the two 1x1 convolutions.
 
-    Stable Diffusion's single `scaling_factor` cannot move the mean, and noise is centred at 0. The factor in the
-    config is then 1.
+    Trained latents are mostly luma four times over; colour lies in directions a tenth as wide, which the noise hides
+    until the last steps, so that the U-Net would choose colours too late. Stable Diffusion's single `scaling_factor`
+    can neither turn the axes nor move the mean; with this it is simply 1.
     """
     pictures = np.load(work.path("train-256.npy"), mmap_mode="r")
     rows = np.linspace(0, len(pictures) - 1, min(pictures_max, len(pictures))).astype(int)
-    means = torch.cat([vae.encode(to_input(pictures[i : i + 1])).latent_dist.mean for i in rows])
-    mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
-    print(f"latent mean {mean.tolist()} deviation {std.tolist()}", flush=True)
-    # decoder side: z = z' * std + mean
-    post = vae.post_quant_conv
-    post.bias += (post.weight[:, :, 0, 0] @ mean)
-    post.weight *= std[None, :, None, None]
-    # encoder side: z' = (z - mean) / std
-    quant = vae.quant_conv
-    quant.weight[:LATENT_CHANNELS] /= std[:, None, None, None]
-    quant.bias[:LATENT_CHANNELS] = (quant.bias[:LATENT_CHANNELS] - mean) / std
+    latents = torch.cat([vae.encode(to_input(pictures[i : i + 1])).latent_dist.mean for i in rows])
+    flat = latents.permute(1, 0, 2, 3).reshape(LATENT_CHANNELS, -1).double()
+    mean = flat.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(flat))
+    print(f"latent mean {mean.tolist()} variances along the principal axes {values.tolist()}", flush=True)
+    forward = (vectors @ torch.diag(values.rsqrt()) @ vectors.T).float()  # ZCA: the rotation nearest to none
+    backward = (vectors @ torch.diag(values.sqrt()) @ vectors.T).float()
+    mean = mean.float()
+    post = vae.post_quant_conv  # decoder side: z = backward z' + mean
+    matrix = post.weight[:, :, 0, 0].clone()
+    post.bias += matrix @ mean
+    post.weight.copy_((matrix @ backward)[:, :, None, None])
+    quant = vae.quant_conv  # encoder side: z' = forward (z - mean)
+    matrix = quant.weight[:LATENT_CHANNELS, :, 0, 0].clone()
+    quant.weight[:LATENT_CHANNELS] = (forward @ matrix)[:, :, None, None]
+    quant.bias[:LATENT_CHANNELS] = forward @ (quant.bias[:LATENT_CHANNELS] - mean)
     quant.weight[LATENT_CHANNELS:] = 0.0
     quant.bias[LATENT_CHANNELS:] = LOGVAR
 
@@ -217,7 +237,7 @@ def train_decoder(work: Workspace) -> None:
         # Every tenth step is one 512 px picture, so that GroupNorm's statistics there are known as well.
         size, count = (2 * NATIVE_SIZE, 1) if step % 10 == 9 else (NATIVE_SIZE, 3)
         pictures, latents = data[size]
-        rows = np.sort(np.random.randint(0, len(pictures), count))
+        rows = np.sort(np.random.randint(0, len(latents), count))
         x = to_input(pictures[rows]).contiguous(memory_format=torch.channels_last)
         z = torch.from_numpy(latents[rows].astype(np.float32))
         # Generated latents are never exact: a little noise teaches the decoder to forgive.
