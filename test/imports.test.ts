@@ -10,19 +10,21 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   proto: [],
   "packages/core": [],
   "packages/diffusion": ["@atelier/core"],
+  "packages/lifecycle": [],
   "packages/onnx": ["@atelier/core"],
   "packages/telemetry": ["@atelier/core"],
   "packages/rpc": ["@atelier/core", "@atelier/proto"],
   "services/worker": [
     "@atelier/core",
+    "@atelier/lifecycle",
     "@atelier/diffusion",
     "@atelier/onnx",
     "@atelier/proto",
     "@atelier/rpc",
     "@atelier/telemetry",
   ],
-  "services/gateway": ["@atelier/core", "@atelier/proto", "@atelier/rpc", "@atelier/telemetry"],
-  "services/cli": ["@atelier/core"],
+  "services/gateway": ["@atelier/core", "@atelier/lifecycle", "@atelier/proto", "@atelier/rpc", "@atelier/telemetry"],
+  "services/cli": ["@atelier/core", "@atelier/lifecycle"],
 };
 
 const sources = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard", "*.ts"], {

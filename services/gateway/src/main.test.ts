@@ -3,8 +3,8 @@ import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
+import type { ServiceMessage } from "@atelier/lifecycle";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { ParentMessage } from "./lifecycle.ts";
 import { FakeWorker } from "./testing/fake-worker.ts";
 
 describe("the gateway's process", () => {
@@ -27,7 +27,7 @@ describe("the gateway's process", () => {
   it("tells its parent where it listens, and when a worker is ready, once", async () => {
     await worker.kill();
     const gateway = start();
-    const { url } = await gateway.message("listening");
+    const { address: url } = await gateway.message("listening");
     expect((await fetch(`${url}/readyz`)).status).toBe(503);
     await worker.revive();
     await gateway.message("ready");
@@ -41,7 +41,7 @@ describe("the gateway's process", () => {
 
   it.each(["SIGTERM", "SIGINT"] as const)("finishes what is in flight on %s, and exits with 0", async (signal) => {
     const gateway = start();
-    const { url } = await gateway.message("listening");
+    const { address: url } = await gateway.message("listening");
     await gateway.message("ready");
     const gate = Promise.withResolvers<void>();
     worker.next({ kind: "answer", after: gate.promise });
@@ -97,11 +97,11 @@ describe("the gateway's process", () => {
 
 interface Spawned {
   readonly child: ChildProcess;
-  readonly messages: ParentMessage[];
+  readonly messages: ServiceMessage[];
   /** Code and signal. */
   readonly exit: Promise<[number | null, string | null]>;
   stderr(): string;
-  message<Type extends ParentMessage["type"]>(type: Type): Promise<Extract<ParentMessage, { type: Type }>>;
+  message<Type extends ServiceMessage["type"]>(type: Type): Promise<Extract<ServiceMessage, { type: Type }>>;
 }
 
 function spawnGateway(env: Record<string, string>): Spawned {
@@ -109,12 +109,12 @@ function spawnGateway(env: Record<string, string>): Spawned {
     env: { PATH: process.env["PATH"], ...env },
     silent: true,
   });
-  const messages: ParentMessage[] = [];
+  const messages: ServiceMessage[] = [];
   let stderr = "";
   child.stderr?.setEncoding("utf8").on("data", (text) => {
     stderr += text;
   });
-  child.on("message", (message: ParentMessage) => messages.push(message));
+  child.on("message", (message: ServiceMessage) => messages.push(message));
   // Not the "close" event: it does not come after disconnect().
   const exit = Promise.all([once(child, "exit"), child.stderr && once(child.stderr, "end")]).then(
     ([codeAndSignal]) => codeAndSignal as [number | null, string | null],

@@ -1,4 +1,5 @@
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
+import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { createLogger, type Logger } from "@atelier/telemetry";
 import { buildApp } from "./app.ts";
 import { Balancer } from "./balancer.ts";
@@ -9,7 +10,6 @@ import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
 import { stopGracefully } from "./graceful-stop.ts";
 import { InFlight } from "./in-flight.ts";
-import { tellParent, untilAskedToStop } from "./lifecycle.ts";
 import { listen } from "./listen.ts";
 import { createGatewayMetrics } from "./metrics.ts";
 
@@ -36,7 +36,7 @@ async function main(config: GatewayConfig, log: Logger, stopping: Promise<string
   });
 
   const url = await listen(app, config.listen, log);
-  tellParent({ type: "listening", url });
+  tellParent({ type: "listening", address: url });
   const endReadyWatch = fleet.onChange(() => {
     if (!fleet.views().some((worker) => worker.ready)) return;
     endReadyWatch();

@@ -1,6 +1,7 @@
 /** What tests and benches outside this service drive it by. Processes speak to it through gRPC only. */
+
+export type { ServiceMessage } from "@atelier/lifecycle";
 export { type Bundle, readBundle } from "./bundle/index.ts";
-export type { ParentMessage } from "./lifecycle.ts";
 export {
   createPipeline,
   type GenerationCall,

@@ -1,8 +1,8 @@
 import { toServingError } from "@atelier/core";
+import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { createLogger } from "@atelier/telemetry";
 import { readWorkerConfig } from "./config.ts";
 import { chooseProvider } from "./device/choose-provider.ts";
-import { tellParent, untilAskedToStop } from "./lifecycle.ts";
 import { WorkerMetrics } from "./metrics.ts";
 import { serveMetrics } from "./metrics-server.ts";
 import { createPipeline } from "./pipeline.ts";

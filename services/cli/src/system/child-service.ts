@@ -1,11 +1,6 @@
 import { type ChildProcess, fork } from "node:child_process";
+import type { ServiceMessage } from "@atelier/lifecycle";
 import { CliError } from "../cli-error.ts";
-
-/** What a service says to the process that spawned it. */
-export type ServiceMessage =
-  | { readonly type: "listening"; readonly address?: string; readonly url?: string }
-  | { readonly type: "ready" }
-  | { readonly type: "failed"; readonly message: string };
 
 export interface ChildServiceOptions {
   /** Names it in messages: "worker w1". */
@@ -52,7 +47,7 @@ export class ChildService {
     this.ended = ended.promise;
 
     this.#child.on("message", (message: ServiceMessage) => {
-      if (message.type === "listening") listening.resolve(message.address ?? message.url ?? "");
+      if (message.type === "listening") listening.resolve(message.address);
       if (message.type === "ready") ready.resolve();
       if (message.type === "failed") this.#failure = message.message;
     });

@@ -21,7 +21,7 @@ process.on("disconnect", () => process.exit(0));
 
 const server = createServer((request, response) => void answer(request, response));
 server.listen(Number(port), host, () => {
-  process.send?.({ type: "listening", url: `http://${host}:${(server.address() as AddressInfo).port}` });
+  process.send?.({ type: "listening", address: `http://${host}:${(server.address() as AddressInfo).port}` });
   process.send?.({ type: "ready" });
   if (fault === "dies-later") setTimeout(() => process.exit(5), 200);
 });

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
-import type { ParentMessage } from "../lifecycle.ts";
+import type { ServiceMessage } from "@atelier/lifecycle";
 
 const MAIN = fileURLToPath(new URL("../main.ts", import.meta.url));
 
@@ -9,7 +9,7 @@ const MAIN = fileURLToPath(new URL("../main.ts", import.meta.url));
 export interface SpawnedWorker {
   readonly process: ChildProcess;
   /** Resolves once the worker has said this; rejects with its standard error when it ended before. */
-  said<Type extends ParentMessage["type"]>(type: Type): Promise<Extract<ParentMessage, { type: Type }>>;
+  said<Type extends ServiceMessage["type"]>(type: Type): Promise<Extract<ServiceMessage, { type: Type }>>;
   readonly exited: Promise<{ readonly code: number | null; readonly stderr: string }>;
 }
 
@@ -25,15 +25,15 @@ export function spawnWorker(env: Record<string, string>): SpawnedWorker {
   child.stderr!.setEncoding("utf8").on("data", (text: string) => {
     stderr += text;
   });
-  const said: ParentMessage[] = [];
-  child.on("message", (message) => said.push(message as ParentMessage));
+  const said: ServiceMessage[] = [];
+  child.on("message", (message) => said.push(message as ServiceMessage));
   // Not "close": it never comes where this side has ended the IPC channel.
   const exited = Promise.all([once(child, "exit"), once(child.stderr!, "close")]).then(([[code]]) => ({
     code: code as number | null,
     stderr,
   }));
 
-  async function waitFor<Type extends ParentMessage["type"]>(type: Type) {
+  async function waitFor<Type extends ServiceMessage["type"]>(type: Type) {
     const find = () => said.find((message) => message.type === type);
     while (find() === undefined) {
       const ended = await Promise.race([once(child, "message").then(() => undefined), exited]);
@@ -41,7 +41,7 @@ export function spawnWorker(env: Record<string, string>): SpawnedWorker {
         throw new Error(`the worker ended (${ended.code}) before it said "${type}":\n${ended.stderr}`);
       }
     }
-    return find() as Extract<ParentMessage, { type: Type }>;
+    return find() as Extract<ServiceMessage, { type: Type }>;
   }
   return { process: child, said: waitFor, exited };
 }

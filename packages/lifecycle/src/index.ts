@@ -1,11 +1,18 @@
-/** What a gateway tells the process that spawned it with an IPC channel. */
-export type ParentMessage =
-  | { readonly type: "listening"; readonly url: string }
+/** How a service process and the process that spawned it speak: over Node's IPC channel, where there is one. */
+
+/** What a service tells the process that spawned it. */
+export type ServiceMessage =
+  | {
+      readonly type: "listening";
+      /** Where it is reached: host:port of a worker's gRPC, the URL of a gateway. */
+      readonly address: string;
+      readonly metricsAddress?: string;
+    }
   | { readonly type: "ready" }
   | { readonly type: "failed"; readonly message: string };
 
 /** Does nothing where there is no parent that listens. */
-export function tellParent(message: ParentMessage): void {
+export function tellParent(message: ServiceMessage): void {
   // A write that fails met a parent that has just gone, which "disconnect" is about to say; without a callback the
   // failure would end this process before it could stop in order.
   if (process.connected) process.send?.(message, () => {});
@@ -13,7 +20,7 @@ export function tellParent(message: ParentMessage): void {
 
 /**
  * Resolves with the reason once somebody asks this process to stop: SIGTERM, SIGINT, or the end of the IPC channel,
- * which is how a gateway notices that its parent died. Call it first of all: what is asked while starting counts too.
+ * which is how a service notices that its parent died. Call it first of all: what is asked while starting counts too.
  * The same signal a second time ends the process at once.
  */
 export function untilAskedToStop(): Promise<string> {
