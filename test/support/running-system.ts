@@ -1,0 +1,68 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+
+const root = join(import.meta.dirname, "../..");
+const START_MAX_MS = 90_000;
+
+/** `atelier up` as a user starts it, on a free port, with the real model. */
+export interface RunningSystem {
+  readonly url: string;
+  /** The process ids of its workers, as the operating system knows them. */
+  workerPids(): Promise<number[]>;
+  /** Stops it as Ctrl-C does and resolves to its exit code. */
+  stop(): Promise<number | null>;
+}
+
+export async function startSystem(args: readonly string[] = []): Promise<RunningSystem> {
+  const child = spawn(process.execPath, [join(root, "services/cli/src/main.ts"), "up", "--port", "0", ...args], {
+    cwd: root,
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const exited = once(child, "exit");
+  const url = await openUrl(child);
+  return {
+    url,
+    workerPids: () => childrenRunning(child.pid!, "services/worker/"),
+    stop: async () => {
+      child.kill("SIGINT"); // does nothing to a process that has ended
+      const [code] = await exited;
+      return code as number | null;
+    },
+  };
+}
+
+async function openUrl(child: ChildProcess): Promise<string> {
+  let output = "";
+  const opened = Promise.withResolvers<string>();
+  for (const stream of [child.stdout!, child.stderr!]) {
+    stream.setEncoding("utf8").on("data", (text: string) => {
+      output += text;
+      const url = /Atelier is open at (http:\S+)/.exec(output)?.[1];
+      if (url !== undefined) opened.resolve(url);
+    });
+  }
+  child.once("exit", (code) => opened.reject(new Error(`atelier up ended with ${code}:\n${output}`)));
+  const timer = setTimeout(() => {
+    child.kill("SIGKILL");
+    opened.reject(new Error(`atelier up was not open after ${START_MAX_MS} ms:\n${output}`));
+  }, START_MAX_MS);
+  return opened.promise.finally(() => clearTimeout(timer));
+}
+
+/** Children of `parent` whose command line holds `text`. */
+async function childrenRunning(parent: number, text: string): Promise<number[]> {
+  const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
+  const matches = await Promise.all(
+    pids.map(async (pid) => {
+      const [command, stat] = await Promise.all([
+        readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => ""),
+        readFile(`/proc/${pid}/stat`, "utf8").catch(() => ""),
+      ]);
+      const ppid = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
+      return ppid === parent && command.includes(text) ? [Number(pid)] : [];
+    }),
+  );
+  return matches.flat();
+}
