@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the bundle from the latest weights")
     export.add_argument("--out", type=Path, required=True)
     export.add_argument("--random", action="store_true", help="untrained weights in the final layout")
+    export.add_argument("--wall-minutes", type=int, default=None, help="how long training took, for the manifest")
     evaluate = commands.add_parser("evaluate", help="score 200 unseen prompts with the judge; print one JSON line")
     evaluate.add_argument("--prompts", type=int, default=200)
     evaluate.add_argument("--hires", action="store_true", help="score the 512 px pictures of the hires fix instead")
@@ -73,11 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     from .export import export_bundle, parity
 
     if args.command in ("train", "toy"):
+        started = time.monotonic()
         for phase in PHASES:
             run_phase(work, phase, args.threads)
-        export_bundle(work, args.out)
+        minutes = round((time.monotonic() - started) / 60)
+        export_bundle(work, args.out, trained={"wallTimeMinutes": minutes, "threads": args.threads})
     elif args.command == "export":
-        export_bundle(work, args.out, untrained=args.random)
+        trained = {} if args.wall_minutes is None else {"wallTimeMinutes": args.wall_minutes}
+        export_bundle(work, args.out, untrained=args.random, trained=trained)
     if args.command in ("toy", "export", "train"):
         worst = parity(args.out)
         print(f"torch against onnxruntime, largest difference: {worst}", flush=True)

@@ -39,7 +39,7 @@ class Recipe:
     # VAE: (pixels, batch, steps) phases, then a decoder-only fine-tune against frozen latents
     vae_channels: tuple[int, ...] = (16, 24, 48, 96)
     vae_groups: int = 8
-    vae_phases: tuple[tuple[int, int, int], ...] = ((128, 6, 1_524), (256, 4, 450))
+    vae_phases: tuple[tuple[int, int, int], ...] = ((128, 12, 1_100), (256, 4, 500))
     vae_lr: float = 1.5e-3
     decoder_steps: int = 1_200
     decoder_lr: float = 8e-4
