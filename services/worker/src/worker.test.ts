@@ -94,13 +94,13 @@ describe("a worker process", () => {
   });
 
   it("makes an image above the native size in two phases, and the receipt says so", async () => {
-    const generation = client.generate({ width: 512, height: 384, steps: 4, guidanceScale: 1 });
+    const generation = client.generate({ width: 512, height: 384, steps: 10, guidanceScale: 1 });
     const image = await imageOf(generation);
     expect(await sharp(image).metadata()).toMatchObject({ width: 512, height: 384 });
     const { receipt } = generation.all("completed")[0]!;
     const { stepsTotal } = generation.all("accepted")[0]!;
     expect(receipt!.hiresFix).toMatchObject({ nativeWidth: 296, nativeHeight: 224, upscale: "bicubic" });
-    expect(stepsTotal).toBe(4 + Math.trunc(4 * receipt!.hiresFix!.strength));
+    expect(stepsTotal).toBe(10 + Math.trunc(10 * receipt!.hiresFix!.strength));
     expect(generation.all("progress").at(-1)?.stepsDone).toBe(stepsTotal);
   });
 
