@@ -20,12 +20,19 @@ const checks: readonly { name: string; command: string; args: readonly string[];
     args: ["breaking", "--against", "released.binpb"],
     cwd: "proto",
   },
-  { name: "generated code (buf generate)", command: "buf", args: ["generate", "-o", scratch], cwd: "proto" },
-  {
-    name: "generated code is what the proto files give",
-    command: "diff",
-    args: ["-r", join(scratch, "gen/atelier"), "proto/gen/atelier"],
-  },
+  ...["proto", "packages/onnx"].flatMap((folder) => [
+    {
+      name: `${folder}: generates (buf generate)`,
+      command: "buf",
+      args: ["generate", "-o", join(scratch, folder)],
+      cwd: folder,
+    },
+    {
+      name: `${folder}: the generated code is what its proto files give`,
+      command: "diff",
+      args: ["-r", join(scratch, folder, "gen"), join(folder, "gen")],
+    },
+  ]),
 ];
 
 const failed = checks.filter(({ name, command, args, cwd }) => {
