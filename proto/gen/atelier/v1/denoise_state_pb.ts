@@ -10,7 +10,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/denoise_state.proto.
  */
 export const file_atelier_v1_denoise_state: GenFile = /*@__PURE__*/
-  fileDesc("Ch5hdGVsaWVyL3YxL2Rlbm9pc2Vfc3RhdGUucHJvdG8SCmF0ZWxpZXIudjEixgIKDERlbm9pc2VTdGF0ZRIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoDRIUCgxtb2RlbF9kaWdlc3QYAiABKAkSNAoKcGFyYW1ldGVycxgDIAEoCzIgLmF0ZWxpZXIudjEuR2VuZXJhdGlvblBhcmFtZXRlcnMSEwoLaW1hZ2VfaW5kZXgYBCABKA0SDQoFcGhhc2UYBSABKA0SEgoKc3RlcF9pbmRleBgGIAEoDRImCgVzaGFwZRgHIAEoCzIXLmF0ZWxpZXIudjEuTGF0ZW50U2hhcGUSDgoGbGF0ZW50GAggASgMEg8KB2hpc3RvcnkYCSADKAwSFwoPaGlzdG9yeV9zY2FsYXJzGAogAygBEigKBW5vaXNlGAsgASgLMhkuYXRlbGllci52MS5Ob2lzZVBvc2l0aW9uEg4KBmRpZ2VzdBgMIAEoDCI+CgtMYXRlbnRTaGFwZRIQCghjaGFubmVscxgBIAEoDRIOCgZoZWlnaHQYAiABKA0SDQoFd2lkdGgYAyABKA0iLAoNTm9pc2VQb3NpdGlvbhIMCgRzZWVkGAEgASgGEg0KBWRyYXdzGAIgASgEIvMBChRHZW5lcmF0aW9uUGFyYW1ldGVycxINCgVtb2RlbBgBIAEoCRIOCgZwcm9tcHQYAiABKAkSFwoPbmVnYXRpdmVfcHJvbXB0GAMgASgJEg0KBXdpZHRoGAQgASgNEg4KBmhlaWdodBgFIAEoDRINCgVzdGVwcxgGIAEoDRIWCg5ndWlkYW5jZV9zY2FsZRgHIAEoARIkCgdzYW1wbGVyGAggASgOMhMuYXRlbGllci52MS5TYW1wbGVyEgwKBHNlZWQYCSABKAYSEgoKbnVtX2ltYWdlcxgKIAEoDRIVCg1rYXJyYXNfc2lnbWFzGAsgASgIKrABCgdTYW1wbGVyEhcKE1NBTVBMRVJfVU5TUEVDSUZJRUQQABIUChBTQU1QTEVSX0RQTVBQXzJNEAESGAoUU0FNUExFUl9EUE1QUF8yTV9TREUQAhIRCg1TQU1QTEVSX0VVTEVSEAMSEwoPU0FNUExFUl9FVUxFUl9BEAQSEAoMU0FNUExFUl9ERElNEAUSEQoNU0FNUExFUl9VTklQQxAGEg8KC1NBTVBMRVJfTENNEAdiBnByb3RvMw");
+  fileDesc("Ch5hdGVsaWVyL3YxL2Rlbm9pc2Vfc3RhdGUucHJvdG8SCmF0ZWxpZXIudjEi/gIKDERlbm9pc2VTdGF0ZRIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoDRIUCgxtb2RlbF9kaWdlc3QYAiABKAkSNAoKcGFyYW1ldGVycxgDIAEoCzIgLmF0ZWxpZXIudjEuR2VuZXJhdGlvblBhcmFtZXRlcnMSEwoLaW1hZ2VfaW5kZXgYBCABKA0SDQoFcGhhc2UYBSABKA0SEgoKc3RlcF9pbmRleBgGIAEoDRImCgVzaGFwZRgHIAEoCzIXLmF0ZWxpZXIudjEuTGF0ZW50U2hhcGUSDgoGbGF0ZW50GAggASgMEg8KB2hpc3RvcnkYCSADKAwSFwoPaGlzdG9yeV9zY2FsYXJzGAogAygBEigKBW5vaXNlGAsgASgLMhkuYXRlbGllci52MS5Ob2lzZVBvc2l0aW9uEg4KBmRpZ2VzdBgMIAEoDBImCgZyZWZpbmUYDSABKAsyFi5hdGVsaWVyLnYxLlJlZmluZVBhc3MSDgoGZGV2aWNlGA4gASgJIlkKClJlZmluZVBhc3MSJgoFc2hhcGUYASABKAsyFy5hdGVsaWVyLnYxLkxhdGVudFNoYXBlEg8KB3Vwc2NhbGUYAiABKAkSEgoKZmlyc3Rfc3RlcBgDIAEoDSI+CgtMYXRlbnRTaGFwZRIQCghjaGFubmVscxgBIAEoDRIOCgZoZWlnaHQYAiABKA0SDQoFd2lkdGgYAyABKA0iLAoNTm9pc2VQb3NpdGlvbhIMCgRzZWVkGAEgASgGEg0KBWRyYXdzGAIgASgEIqACChRHZW5lcmF0aW9uUGFyYW1ldGVycxINCgVtb2RlbBgBIAEoCRIOCgZwcm9tcHQYAiABKAkSFwoPbmVnYXRpdmVfcHJvbXB0GAMgASgJEg0KBXdpZHRoGAQgASgNEg4KBmhlaWdodBgFIAEoDRINCgVzdGVwcxgGIAEoDRIWCg5ndWlkYW5jZV9zY2FsZRgHIAEoARIkCgdzYW1wbGVyGAggASgOMhMuYXRlbGllci52MS5TYW1wbGVyEgwKBHNlZWQYCSABKAYSEgoKbnVtX2ltYWdlcxgKIAEoDRIVCg1rYXJyYXNfc2lnbWFzGAsgASgIEhAKCHN0cmVuZ3RoGAwgASgBEhkKEWluaXRfaW1hZ2VfZGlnZXN0GA0gASgJKrABCgdTYW1wbGVyEhcKE1NBTVBMRVJfVU5TUEVDSUZJRUQQABIUChBTQU1QTEVSX0RQTVBQXzJNEAESGAoUU0FNUExFUl9EUE1QUF8yTV9TREUQAhIRCg1TQU1QTEVSX0VVTEVSEAMSEwoPU0FNUExFUl9FVUxFUl9BEAQSEAoMU0FNUExFUl9ERElNEAUSEQoNU0FNUExFUl9VTklQQxAGEg8KC1NBTVBMRVJfTENNEAdiBnByb3RvMw");
 
 /**
  * A half-finished image as a value: all that is needed to finish it elsewhere with the same pixels.
@@ -95,11 +95,26 @@ export type DenoiseState = Message<"atelier.v1.DenoiseState"> & {
   noise?: NoisePosition | undefined;
 
   /**
-   * SHA-256 of this message with this field empty, against truncation and mixing-up.
+   * SHA-256 of this message with this field empty, in the encoding of protobuf's deterministic serialisation, against
+   * truncation and mixing-up. It is no signature: whoever can write a state can write its digest.
    *
    * @generated from field: bytes digest = 12;
    */
   digest: Uint8Array;
+
+  /**
+   * The second phase, where there is one; a worker that would plan another refuses the state.
+   *
+   * @generated from field: atelier.v1.RefinePass refine = 13;
+   */
+  refine?: RefinePass | undefined;
+
+  /**
+   * "cpu", "cuda", ...: the same pixels are promised on devices of one kind only.
+   *
+   * @generated from field: string device = 14;
+   */
+  device: string;
 };
 
 /**
@@ -108,6 +123,39 @@ export type DenoiseState = Message<"atelier.v1.DenoiseState"> & {
  */
 export const DenoiseStateSchema: GenMessage<DenoiseState> = /*@__PURE__*/
   messageDesc(file_atelier_v1_denoise_state, 0);
+
+/**
+ * Image to image on the upscaled latent of the first phase.
+ *
+ * @generated from message atelier.v1.RefinePass
+ */
+export type RefinePass = Message<"atelier.v1.RefinePass"> & {
+  /**
+   * @generated from field: atelier.v1.LatentShape shape = 1;
+   */
+  shape?: LatentShape | undefined;
+
+  /**
+   * "nearest", "bilinear", "bicubic".
+   *
+   * @generated from field: string upscale = 2;
+   */
+  upscale: string;
+
+  /**
+   * Step of the plan at which it starts.
+   *
+   * @generated from field: uint32 first_step = 3;
+   */
+  firstStep: number;
+};
+
+/**
+ * Describes the message atelier.v1.RefinePass.
+ * Use `create(RefinePassSchema)` to create a new message.
+ */
+export const RefinePassSchema: GenMessage<RefinePass> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_denoise_state, 1);
 
 /**
  * @generated from message atelier.v1.LatentShape
@@ -134,7 +182,7 @@ export type LatentShape = Message<"atelier.v1.LatentShape"> & {
  * Use `create(LatentShapeSchema)` to create a new message.
  */
 export const LatentShapeSchema: GenMessage<LatentShape> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_denoise_state, 1);
+  messageDesc(file_atelier_v1_denoise_state, 2);
 
 /**
  * Where a seeded generator stands: seed and the count of 32-bit draws taken from it.
@@ -158,7 +206,7 @@ export type NoisePosition = Message<"atelier.v1.NoisePosition"> & {
  * Use `create(NoisePositionSchema)` to create a new message.
  */
 export const NoisePositionSchema: GenMessage<NoisePosition> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_denoise_state, 2);
+  messageDesc(file_atelier_v1_denoise_state, 3);
 
 /**
  * One image request as the worker understands it: every default applied, nothing left to guess.
@@ -224,6 +272,20 @@ export type GenerationParameters = Message<"atelier.v1.GenerationParameters"> & 
    * @generated from field: bool karras_sigmas = 11;
    */
   karrasSigmas: boolean;
+
+  /**
+   * Image to image: how much of the schedule is run, over 0 and up to 1. 0 when there is no init image.
+   *
+   * @generated from field: double strength = 12;
+   */
+  strength: number;
+
+  /**
+   * "sha256:..." of the init image's bytes; empty when there is none.
+   *
+   * @generated from field: string init_image_digest = 13;
+   */
+  initImageDigest: string;
 };
 
 /**
@@ -231,7 +293,7 @@ export type GenerationParameters = Message<"atelier.v1.GenerationParameters"> & 
  * Use `create(GenerationParametersSchema)` to create a new message.
  */
 export const GenerationParametersSchema: GenMessage<GenerationParameters> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_denoise_state, 3);
+  messageDesc(file_atelier_v1_denoise_state, 4);
 
 /**
  * @generated from enum atelier.v1.Sampler

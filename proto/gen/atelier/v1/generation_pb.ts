@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/generation.proto.
  */
 export const file_atelier_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("ChthdGVsaWVyL3YxL2dlbmVyYXRpb24ucHJvdG8SCmF0ZWxpZXIudjEigQIKD0dlbmVyYXRlUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEjQKCnBhcmFtZXRlcnMYAiABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEicKBmZvcm1hdBgDIAEoDjIXLmF0ZWxpZXIudjEuSW1hZ2VGb3JtYXQSDwoHcXVhbGl0eRgEIAEoDRItCgtyZXN1bWVfZnJvbRgFIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlEh4KFmNoZWNrcG9pbnRfZXZlcnlfc3RlcHMYBiABKA0SGwoTcHJldmlld19ldmVyeV9zdGVwcxgHIAEoDSL2AQoQR2VuZXJhdGVSZXNwb25zZRIoCghhY2NlcHRlZBgBIAEoCzIULmF0ZWxpZXIudjEuQWNjZXB0ZWRIABIoCghwcm9ncmVzcxgCIAEoCzIULmF0ZWxpZXIudjEuUHJvZ3Jlc3NIABIsCgpjaGVja3BvaW50GAMgASgLMhYuYXRlbGllci52MS5DaGVja3BvaW50SAASKwoFaW1hZ2UYBCABKAsyGi5hdGVsaWVyLnYxLkdlbmVyYXRlZEltYWdlSAASKgoJY29tcGxldGVkGAUgASgLMhUuYXRlbGllci52MS5Db21wbGV0ZWRIAEIHCgVldmVudCIzCghBY2NlcHRlZBISCgpiYWNrbG9nX21zGAEgASgBEhMKC3N0ZXBzX3RvdGFsGAIgASgNImYKCFByb2dyZXNzEiAKBXN0YWdlGAEgASgOMhEuYXRlbGllci52MS5TdGFnZRITCgtpbWFnZV9pbmRleBgCIAEoDRISCgpzdGVwc19kb25lGAMgASgNEg8KB3ByZXZpZXcYBCABKAwiNQoKQ2hlY2twb2ludBInCgVzdGF0ZRgBIAEoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlInQKDkdlbmVyYXRlZEltYWdlEhMKC2ltYWdlX2luZGV4GAEgASgNEgwKBGRhdGEYAiABKAwSEgoKbWVkaWFfdHlwZRgDIAEoCRINCgV3aWR0aBgEIAEoDRIOCgZoZWlnaHQYBSABKA0SDAoEc2VlZBgGIAEoBiIxCglDb21wbGV0ZWQSJAoHcmVjZWlwdBgBIAEoCzITLmF0ZWxpZXIudjEuUmVjZWlwdCLyAQoHUmVjZWlwdBI0CgpwYXJhbWV0ZXJzGAEgASgLMiAuYXRlbGllci52MS5HZW5lcmF0aW9uUGFyYW1ldGVycxIUCgxtb2RlbF9kaWdlc3QYAiABKAkSEQoJd29ya2VyX2lkGAMgASgJEg4KBmRldmljZRgEIAEoCRIRCglzaW11bGF0ZWQYBSABKAgSJwoJaGlyZXNfZml4GAYgASgLMhQuYXRlbGllci52MS5IaXJlc0ZpeBIlCgV0aW1lcxgHIAEoCzIWLmF0ZWxpZXIudjEuU3RhZ2VUaW1lcxIVCg1wcm9tcHRfY2h1bmtzGAggASgNIloKCEhpcmVzRml4EhQKDG5hdGl2ZV93aWR0aBgBIAEoDRIVCg1uYXRpdmVfaGVpZ2h0GAIgASgNEhAKCHN0cmVuZ3RoGAMgASgBEg8KB3Vwc2NhbGUYBCABKAkiYwoKU3RhZ2VUaW1lcxIQCghxdWV1ZV9tcxgBIAEoARIWCg50ZXh0X2VuY29kZV9tcxgCIAEoARISCgpkZW5vaXNlX21zGAMgASgBEhcKD2ltYWdlX2RlY29kZV9tcxgEIAEoASpvCgtJbWFnZUZvcm1hdBIcChhJTUFHRV9GT1JNQVRfVU5TUEVDSUZJRUQQABIUChBJTUFHRV9GT1JNQVRfUE5HEAESFQoRSU1BR0VfRk9STUFUX0pQRUcQAhIVChFJTUFHRV9GT1JNQVRfV0VCUBADKmAKBVN0YWdlEhUKEVNUQUdFX1VOU1BFQ0lGSUVEEAASFQoRU1RBR0VfVEVYVF9FTkNPREUQARIRCg1TVEFHRV9ERU5PSVNFEAISFgoSU1RBR0VfSU1BR0VfREVDT0RFEANiBnByb3RvMw", [file_atelier_v1_denoise_state]);
+  fileDesc("ChthdGVsaWVyL3YxL2dlbmVyYXRpb24ucHJvdG8SCmF0ZWxpZXIudjEivgIKD0dlbmVyYXRlUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEjQKCnBhcmFtZXRlcnMYAiABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEicKBmZvcm1hdBgDIAEoDjIXLmF0ZWxpZXIudjEuSW1hZ2VGb3JtYXQSDwoHcXVhbGl0eRgEIAEoDRItCgtyZXN1bWVfZnJvbRgFIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlEh4KFmNoZWNrcG9pbnRfZXZlcnlfc3RlcHMYBiABKA0SGwoTcHJldmlld19ldmVyeV9zdGVwcxgHIAEoDRInCgVvcmRlchgIIAEoCzIYLmF0ZWxpZXIudjEuU2VydmljZU9yZGVyEhIKCmluaXRfaW1hZ2UYCSABKAwiawoMU2VydmljZU9yZGVyEjEKDnByaW9yaXR5X2NsYXNzGAEgASgOMhkuYXRlbGllci52MS5Qcmlvcml0eUNsYXNzEg4KBnRlbmFudBgCIAEoCRIYChBmaW5pc2hfd2l0aGluX21zGAMgASgNIvYBChBHZW5lcmF0ZVJlc3BvbnNlEigKCGFjY2VwdGVkGAEgASgLMhQuYXRlbGllci52MS5BY2NlcHRlZEgAEigKCHByb2dyZXNzGAIgASgLMhQuYXRlbGllci52MS5Qcm9ncmVzc0gAEiwKCmNoZWNrcG9pbnQYAyABKAsyFi5hdGVsaWVyLnYxLkNoZWNrcG9pbnRIABIrCgVpbWFnZRgEIAEoCzIaLmF0ZWxpZXIudjEuR2VuZXJhdGVkSW1hZ2VIABIqCgljb21wbGV0ZWQYBSABKAsyFS5hdGVsaWVyLnYxLkNvbXBsZXRlZEgAQgcKBWV2ZW50IjMKCEFjY2VwdGVkEhIKCmJhY2tsb2dfbXMYASABKAESEwoLc3RlcHNfdG90YWwYAiABKA0iZgoIUHJvZ3Jlc3MSIAoFc3RhZ2UYASABKA4yES5hdGVsaWVyLnYxLlN0YWdlEhMKC2ltYWdlX2luZGV4GAIgASgNEhIKCnN0ZXBzX2RvbmUYAyABKA0SDwoHcHJldmlldxgEIAEoDCI1CgpDaGVja3BvaW50EicKBXN0YXRlGAEgASgLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUidAoOR2VuZXJhdGVkSW1hZ2USEwoLaW1hZ2VfaW5kZXgYASABKA0SDAoEZGF0YRgCIAEoDBISCgptZWRpYV90eXBlGAMgASgJEg0KBXdpZHRoGAQgASgNEg4KBmhlaWdodBgFIAEoDRIMCgRzZWVkGAYgASgGIjEKCUNvbXBsZXRlZBIkCgdyZWNlaXB0GAEgASgLMhMuYXRlbGllci52MS5SZWNlaXB0IuwCCgdSZWNlaXB0EjQKCnBhcmFtZXRlcnMYASABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEhQKDG1vZGVsX2RpZ2VzdBgCIAEoCRIRCgl3b3JrZXJfaWQYAyABKAkSDgoGZGV2aWNlGAQgASgJEhEKCXNpbXVsYXRlZBgFIAEoCBInCgloaXJlc19maXgYBiABKAsyFC5hdGVsaWVyLnYxLkhpcmVzRml4EiUKBXRpbWVzGAcgASgLMhYuYXRlbGllci52MS5TdGFnZVRpbWVzEhUKDXByb21wdF9jaHVua3MYCCABKA0SGQoRZW1iZWRkaW5nc19jYWNoZWQYCSABKAgSEwoLcHJlZW1wdGlvbnMYCiABKA0SGAoQcmVzdW1lZF9hdF9zdGVwcxgLIAMoDRIYChBiYXRjaF9kaWZmZXJlbmNlGAwgASgBEhQKDHRpbGVkX2RlY29kZRgNIAEoCCJaCghIaXJlc0ZpeBIUCgxuYXRpdmVfd2lkdGgYASABKA0SFQoNbmF0aXZlX2hlaWdodBgCIAEoDRIQCghzdHJlbmd0aBgDIAEoARIPCgd1cHNjYWxlGAQgASgJImMKClN0YWdlVGltZXMSEAoIcXVldWVfbXMYASABKAESFgoOdGV4dF9lbmNvZGVfbXMYAiABKAESEgoKZGVub2lzZV9tcxgDIAEoARIXCg9pbWFnZV9kZWNvZGVfbXMYBCABKAEqhQEKDVByaW9yaXR5Q2xhc3MSHgoaUFJJT1JJVFlfQ0xBU1NfVU5TUEVDSUZJRUQQABIeChpQUklPUklUWV9DTEFTU19JTlRFUkFDVElWRRABEhsKF1BSSU9SSVRZX0NMQVNTX1NUQU5EQVJEEAISFwoTUFJJT1JJVFlfQ0xBU1NfQlVMSxADKm8KC0ltYWdlRm9ybWF0EhwKGElNQUdFX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhQKEElNQUdFX0ZPUk1BVF9QTkcQARIVChFJTUFHRV9GT1JNQVRfSlBFRxACEhUKEUlNQUdFX0ZPUk1BVF9XRUJQEAMqYAoFU3RhZ2USFQoRU1RBR0VfVU5TUEVDSUZJRUQQABIVChFTVEFHRV9URVhUX0VOQ09ERRABEhEKDVNUQUdFX0RFTk9JU0UQAhIWChJTVEFHRV9JTUFHRV9ERUNPREUQA2IGcHJvdG8z", [file_atelier_v1_denoise_state]);
 
 /**
  * @generated from message atelier.v1.GenerateRequest
@@ -62,6 +62,18 @@ export type GenerateRequest = Message<"atelier.v1.GenerateRequest"> & {
    * @generated from field: uint32 preview_every_steps = 7;
    */
   previewEverySteps: number;
+
+  /**
+   * @generated from field: atelier.v1.ServiceOrder order = 8;
+   */
+  order?: ServiceOrder | undefined;
+
+  /**
+   * Image to image starts from this picture: PNG, JPEG or WebP bytes; it is scaled to the size asked for.
+   *
+   * @generated from field: bytes init_image = 9;
+   */
+  initImage: Uint8Array;
 };
 
 /**
@@ -70,6 +82,40 @@ export type GenerateRequest = Message<"atelier.v1.GenerateRequest"> & {
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
   messageDesc(file_atelier_v1_generation, 0);
+
+/**
+ * Whose turn it is, when more is asked for than the device can do at once.
+ *
+ * @generated from message atelier.v1.ServiceOrder
+ */
+export type ServiceOrder = Message<"atelier.v1.ServiceOrder"> & {
+  /**
+   * @generated from field: atelier.v1.PriorityClass priority_class = 1;
+   */
+  priorityClass: PriorityClass;
+
+  /**
+   * Tenants of one class share the device equally. Empty is a tenant like any other.
+   *
+   * @generated from field: string tenant = 2;
+   */
+  tenant: string;
+
+  /**
+   * When the caller would like the images, from now: within a tenant's share the earliest goes first. 0 is no wish.
+   * Not a limit: what ends a request is the call's deadline.
+   *
+   * @generated from field: uint32 finish_within_ms = 3;
+   */
+  finishWithinMs: number;
+};
+
+/**
+ * Describes the message atelier.v1.ServiceOrder.
+ * Use `create(ServiceOrderSchema)` to create a new message.
+ */
+export const ServiceOrderSchema: GenMessage<ServiceOrder> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_generation, 1);
 
 /**
  * What a generation says of itself, in order: accepted, then progress (with checkpoints between), images, completed.
@@ -118,7 +164,7 @@ export type GenerateResponse = Message<"atelier.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 1);
+  messageDesc(file_atelier_v1_generation, 2);
 
 /**
  * @generated from message atelier.v1.Accepted
@@ -144,7 +190,7 @@ export type Accepted = Message<"atelier.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 2);
+  messageDesc(file_atelier_v1_generation, 3);
 
 /**
  * @generated from message atelier.v1.Progress
@@ -180,7 +226,7 @@ export type Progress = Message<"atelier.v1.Progress"> & {
  * Use `create(ProgressSchema)` to create a new message.
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 3);
+  messageDesc(file_atelier_v1_generation, 4);
 
 /**
  * @generated from message atelier.v1.Checkpoint
@@ -197,7 +243,7 @@ export type Checkpoint = Message<"atelier.v1.Checkpoint"> & {
  * Use `create(CheckpointSchema)` to create a new message.
  */
 export const CheckpointSchema: GenMessage<Checkpoint> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 4);
+  messageDesc(file_atelier_v1_generation, 5);
 
 /**
  * @generated from message atelier.v1.GeneratedImage
@@ -239,7 +285,7 @@ export type GeneratedImage = Message<"atelier.v1.GeneratedImage"> & {
  * Use `create(GeneratedImageSchema)` to create a new message.
  */
 export const GeneratedImageSchema: GenMessage<GeneratedImage> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 5);
+  messageDesc(file_atelier_v1_generation, 6);
 
 /**
  * @generated from message atelier.v1.Completed
@@ -256,7 +302,7 @@ export type Completed = Message<"atelier.v1.Completed"> & {
  * Use `create(CompletedSchema)` to create a new message.
  */
 export const CompletedSchema: GenMessage<Completed> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 6);
+  messageDesc(file_atelier_v1_generation, 7);
 
 /**
  * What it takes to make the same pixels again, and what it cost.
@@ -313,6 +359,42 @@ export type Receipt = Message<"atelier.v1.Receipt"> & {
    * @generated from field: uint32 prompt_chunks = 8;
    */
   promptChunks: number;
+
+  /**
+   * True when both prompts were embedded before and the text encoder did not run.
+   *
+   * @generated from field: bool embeddings_cached = 9;
+   */
+  embeddingsCached: boolean;
+
+  /**
+   * How often the images gave way to more urgent work, together.
+   *
+   * @generated from field: uint32 preemptions = 10;
+   */
+  preemptions: number;
+
+  /**
+   * For each image that came from elsewhere: the step of the whole generation at which it went on here.
+   *
+   * @generated from field: repeated uint32 resumed_at_steps = 11;
+   */
+  resumedAtSteps: number[];
+
+  /**
+   * Largest difference of a U-Net prediction between a row alone and the row among others, measured when the worker
+   * warmed up; 0 says that pictures do not depend on their batch mates.
+   *
+   * @generated from field: double batch_difference = 12;
+   */
+  batchDifference: number;
+
+  /**
+   * True when the VAE decoded in tiles.
+   *
+   * @generated from field: bool tiled_decode = 13;
+   */
+  tiledDecode: boolean;
 };
 
 /**
@@ -320,7 +402,7 @@ export type Receipt = Message<"atelier.v1.Receipt"> & {
  * Use `create(ReceiptSchema)` to create a new message.
  */
 export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 7);
+  messageDesc(file_atelier_v1_generation, 8);
 
 /**
  * Native-size generation, latent upscale, then img2img at the requested size.
@@ -354,7 +436,7 @@ export type HiresFix = Message<"atelier.v1.HiresFix"> & {
  * Use `create(HiresFixSchema)` to create a new message.
  */
 export const HiresFixSchema: GenMessage<HiresFix> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 8);
+  messageDesc(file_atelier_v1_generation, 9);
 
 /**
  * @generated from message atelier.v1.StageTimes
@@ -386,7 +468,47 @@ export type StageTimes = Message<"atelier.v1.StageTimes"> & {
  * Use `create(StageTimesSchema)` to create a new message.
  */
 export const StageTimesSchema: GenMessage<StageTimes> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 9);
+  messageDesc(file_atelier_v1_generation, 10);
+
+/**
+ * A more urgent class goes first at every step. Unspecified is standard.
+ *
+ * @generated from enum atelier.v1.PriorityClass
+ */
+export const PriorityClass = {
+  /**
+   * @generated from enum value: PRIORITY_CLASS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * @generated from enum value: PRIORITY_CLASS_INTERACTIVE = 1;
+   */
+  INTERACTIVE: 1,
+
+  /**
+   * @generated from enum value: PRIORITY_CLASS_STANDARD = 2;
+   */
+  STANDARD: 2,
+
+  /**
+   * @generated from enum value: PRIORITY_CLASS_BULK = 3;
+   */
+  BULK: 3,
+} as const;
+
+/**
+ * A more urgent class goes first at every step. Unspecified is standard.
+ *
+ * @generated from enum atelier.v1.PriorityClass
+ */
+export type PriorityClass = (typeof PriorityClass)[keyof typeof PriorityClass] | UnknownEnum;
+
+/**
+ * Describes the enum atelier.v1.PriorityClass.
+ */
+export const PriorityClassSchema: GenEnum<PriorityClass> = /*@__PURE__*/
+  enumDesc(file_atelier_v1_generation, 0);
 
 /**
  * @generated from enum atelier.v1.ImageFormat
@@ -422,7 +544,7 @@ export type ImageFormat = (typeof ImageFormat)[keyof typeof ImageFormat] | Unkno
  * Describes the enum atelier.v1.ImageFormat.
  */
 export const ImageFormatSchema: GenEnum<ImageFormat> = /*@__PURE__*/
-  enumDesc(file_atelier_v1_generation, 0);
+  enumDesc(file_atelier_v1_generation, 1);
 
 /**
  * @generated from enum atelier.v1.Stage
@@ -458,5 +580,5 @@ export type Stage = (typeof Stage)[keyof typeof Stage] | UnknownEnum;
  * Describes the enum atelier.v1.Stage.
  */
 export const StageSchema: GenEnum<Stage> = /*@__PURE__*/
-  enumDesc(file_atelier_v1_generation, 1);
+  enumDesc(file_atelier_v1_generation, 2);
 

@@ -2,19 +2,87 @@
 // @generated from file atelier/v1/worker.proto (package atelier.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { DenoiseState, Sampler } from "./denoise_state_pb.ts";
 import { file_atelier_v1_denoise_state } from "./denoise_state_pb.ts";
 import type { GenerateRequestSchema, GenerateResponseSchema } from "./generation_pb.ts";
 import { file_atelier_v1_generation } from "./generation_pb.ts";
-import type { Message } from "@bufbuild/protobuf";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file atelier/v1/worker.proto.
  */
 export const file_atelier_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIOCgxXYXRjaFJlcXVlc3QiNwoNV2F0Y2hSZXNwb25zZRImCgVzdGF0ZRgBIAEoCzIXLmF0ZWxpZXIudjEuV29ya2VyU3RhdGUiqAIKC1dvcmtlclN0YXRlEhEKCXdvcmtlcl9pZBgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBINCgVyZWFkeRgDIAEoCBIQCghkcmFpbmluZxgEIAEoCBIOCgZkZXZpY2UYBSABKAkSEQoJc2ltdWxhdGVkGAYgASgIEikKBm1vZGVscxgHIAMoCzIZLmF0ZWxpZXIudjEuUmVzaWRlbnRNb2RlbBIeChZiYWNrbG9nX2ludGVyYWN0aXZlX21zGAggASgBEhcKD2JhY2tsb2dfYnVsa19tcxgJIAEoARIaChJyZXF1ZXN0c19pbl9mbGlnaHQYCiABKA0SFQoNcmVxdWVzdHNfZnJlZRgLIAEoDRIZChFtZW1vcnlfdXNlZF9ieXRlcxgMIAEoBCLBAQoNUmVzaWRlbnRNb2RlbBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmRpZ2VzdBgDIAEoCRIOCgZmYW1pbHkYBCABKAkSDwoHbGljZW5zZRgFIAEoCRInCgZsaW1pdHMYBiABKAsyFy5hdGVsaWVyLnYxLk1vZGVsTGltaXRzEisKCGRlZmF1bHRzGAcgASgLMhkuYXRlbGllci52MS5Nb2RlbERlZmF1bHRzEg8KB3N0ZXBfbXMYCCABKAEihwEKC01vZGVsTGltaXRzEhAKCHNpemVfbWluGAEgASgNEhAKCHNpemVfbWF4GAIgASgNEhUKDXNpemVfbXVsdGlwbGUYAyABKA0SEgoKcGl4ZWxzX21heBgEIAEoBBIRCglzdGVwc19tYXgYBSABKA0SFgoObnVtX2ltYWdlc19tYXgYBiABKA0iqAEKDU1vZGVsRGVmYXVsdHMSFAoMbmF0aXZlX3dpZHRoGAEgASgNEhUKDW5hdGl2ZV9oZWlnaHQYAiABKA0SDQoFd2lkdGgYAyABKA0SDgoGaGVpZ2h0GAQgASgNEg0KBXN0ZXBzGAUgASgNEhYKDmd1aWRhbmNlX3NjYWxlGAYgASgBEiQKB3NhbXBsZXIYByABKA4yEy5hdGVsaWVyLnYxLlNhbXBsZXIiIAoMRHJhaW5SZXF1ZXN0EhAKCGdyYWNlX21zGAEgASgNIlAKDURyYWluUmVzcG9uc2USEAoIZmluaXNoZWQYASABKA0SLQoLaGFuZGVkX2JhY2sYAiADKAsyGC5hdGVsaWVyLnYxLkRlbm9pc2VTdGF0ZTLWAQoNV29ya2VyU2VydmljZRJHCghHZW5lcmF0ZRIbLmF0ZWxpZXIudjEuR2VuZXJhdGVSZXF1ZXN0GhwuYXRlbGllci52MS5HZW5lcmF0ZVJlc3BvbnNlMAESPgoFV2F0Y2gSGC5hdGVsaWVyLnYxLldhdGNoUmVxdWVzdBoZLmF0ZWxpZXIudjEuV2F0Y2hSZXNwb25zZTABEjwKBURyYWluEhguYXRlbGllci52MS5EcmFpblJlcXVlc3QaGS5hdGVsaWVyLnYxLkRyYWluUmVzcG9uc2ViBnByb3RvMw", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
+  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIhChBMb2FkTW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIjoKEUxvYWRNb2RlbFJlc3BvbnNlEiUKBXBsYWNlGAEgASgLMhYuYXRlbGllci52MS5Nb2RlbFBsYWNlIiMKElVubG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgBIAEoCSIqChNVbmxvYWRNb2RlbFJlc3BvbnNlEhMKC2ZyZWVkX2J5dGVzGAEgASgEIg4KDFdhdGNoUmVxdWVzdCI3Cg1XYXRjaFJlc3BvbnNlEiYKBXN0YXRlGAEgASgLMhcuYXRlbGllci52MS5Xb3JrZXJTdGF0ZSLQAwoLV29ya2VyU3RhdGUSEQoJd29ya2VyX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgEEg0KBXJlYWR5GAMgASgIEhAKCGRyYWluaW5nGAQgASgIEg4KBmRldmljZRgFIAEoCRIRCglzaW11bGF0ZWQYBiABKAgSKQoGbW9kZWxzGAcgAygLMhkuYXRlbGllci52MS5SZXNpZGVudE1vZGVsEh4KFmJhY2tsb2dfaW50ZXJhY3RpdmVfbXMYCCABKAESFwoPYmFja2xvZ19idWxrX21zGAkgASgBEhoKEnJlcXVlc3RzX2luX2ZsaWdodBgKIAEoDRIVCg1yZXF1ZXN0c19mcmVlGAsgASgNEhkKEW1lbW9yeV91c2VkX2J5dGVzGAwgASgEEhsKE2JhY2tsb2dfc3RhbmRhcmRfbXMYDSABKAESGwoTbWVtb3J5X2J1ZGdldF9ieXRlcxgOIAEoBBImCgZwbGFjZXMYDyADKAsyFi5hdGVsaWVyLnYxLk1vZGVsUGxhY2USKAoKc3RlcF90aW1lcxgQIAMoCzIULmF0ZWxpZXIudjEuU3RlcFRpbWUSGgoSZGVub2lzZV9idXN5X3JhdGlvGBEgASgBIooBCgpNb2RlbFBsYWNlEgoKAmlkGAEgASgJEicKBnN0YXR1cxgCIAEoDjIXLmF0ZWxpZXIudjEuTW9kZWxTdGF0dXMSEAoIcHJvZ3Jlc3MYAyABKAESFQoNd2VpZ2h0c19ieXRlcxgEIAEoBBIPCgdsb2FkX21zGAUgASgBEg0KBWVycm9yGAYgASgJImMKCFN0ZXBUaW1lEg0KBW1vZGVsGAEgASgJEg4KBmhlaWdodBgCIAEoDRINCgV3aWR0aBgDIAEoDRIMCgRyb3dzGAQgASgNEgoKAm1zGAUgASgBEg8KB3RocmVhZHMYBiABKA0iwQEKDVJlc2lkZW50TW9kZWwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZkaWdlc3QYAyABKAkSDgoGZmFtaWx5GAQgASgJEg8KB2xpY2Vuc2UYBSABKAkSJwoGbGltaXRzGAYgASgLMhcuYXRlbGllci52MS5Nb2RlbExpbWl0cxIrCghkZWZhdWx0cxgHIAEoCzIZLmF0ZWxpZXIudjEuTW9kZWxEZWZhdWx0cxIPCgdzdGVwX21zGAggASgBIocBCgtNb2RlbExpbWl0cxIQCghzaXplX21pbhgBIAEoDRIQCghzaXplX21heBgCIAEoDRIVCg1zaXplX211bHRpcGxlGAMgASgNEhIKCnBpeGVsc19tYXgYBCABKAQSEQoJc3RlcHNfbWF4GAUgASgNEhYKDm51bV9pbWFnZXNfbWF4GAYgASgNIqgBCg1Nb2RlbERlZmF1bHRzEhQKDG5hdGl2ZV93aWR0aBgBIAEoDRIVCg1uYXRpdmVfaGVpZ2h0GAIgASgNEg0KBXdpZHRoGAMgASgNEg4KBmhlaWdodBgEIAEoDRINCgVzdGVwcxgFIAEoDRIWCg5ndWlkYW5jZV9zY2FsZRgGIAEoARIkCgdzYW1wbGVyGAcgASgOMhMuYXRlbGllci52MS5TYW1wbGVyIiAKDERyYWluUmVxdWVzdBIQCghncmFjZV9tcxgBIAEoDSJQCg1EcmFpblJlc3BvbnNlEhAKCGZpbmlzaGVkGAEgASgNEi0KC2hhbmRlZF9iYWNrGAIgAygLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUqlgEKC01vZGVsU3RhdHVzEhwKGE1PREVMX1NUQVRVU19VTlNQRUNJRklFRBAAEhgKFE1PREVMX1NUQVRVU19PTl9ESVNLEAESGAoUTU9ERUxfU1RBVFVTX0xPQURJTkcQAhIZChVNT0RFTF9TVEFUVVNfUkVTSURFTlQQAxIaChZNT0RFTF9TVEFUVVNfVU5MT0FESU5HEAQy8gIKDVdvcmtlclNlcnZpY2USRwoIR2VuZXJhdGUSGy5hdGVsaWVyLnYxLkdlbmVyYXRlUmVxdWVzdBocLmF0ZWxpZXIudjEuR2VuZXJhdGVSZXNwb25zZTABEj4KBVdhdGNoEhguYXRlbGllci52MS5XYXRjaFJlcXVlc3QaGS5hdGVsaWVyLnYxLldhdGNoUmVzcG9uc2UwARI8CgVEcmFpbhIYLmF0ZWxpZXIudjEuRHJhaW5SZXF1ZXN0GhkuYXRlbGllci52MS5EcmFpblJlc3BvbnNlEkoKCUxvYWRNb2RlbBIcLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVxdWVzdBodLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVzcG9uc2UwARJOCgtVbmxvYWRNb2RlbBIeLmF0ZWxpZXIudjEuVW5sb2FkTW9kZWxSZXF1ZXN0Gh8uYXRlbGllci52MS5VbmxvYWRNb2RlbFJlc3BvbnNlYgZwcm90bzM", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
+
+/**
+ * @generated from message atelier.v1.LoadModelRequest
+ */
+export type LoadModelRequest = Message<"atelier.v1.LoadModelRequest"> & {
+  /**
+   * @generated from field: string model = 1;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message atelier.v1.LoadModelRequest.
+ * Use `create(LoadModelRequestSchema)` to create a new message.
+ */
+export const LoadModelRequestSchema: GenMessage<LoadModelRequest> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 0);
+
+/**
+ * @generated from message atelier.v1.LoadModelResponse
+ */
+export type LoadModelResponse = Message<"atelier.v1.LoadModelResponse"> & {
+  /**
+   * @generated from field: atelier.v1.ModelPlace place = 1;
+   */
+  place?: ModelPlace | undefined;
+};
+
+/**
+ * Describes the message atelier.v1.LoadModelResponse.
+ * Use `create(LoadModelResponseSchema)` to create a new message.
+ */
+export const LoadModelResponseSchema: GenMessage<LoadModelResponse> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 1);
+
+/**
+ * @generated from message atelier.v1.UnloadModelRequest
+ */
+export type UnloadModelRequest = Message<"atelier.v1.UnloadModelRequest"> & {
+  /**
+   * @generated from field: string model = 1;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message atelier.v1.UnloadModelRequest.
+ * Use `create(UnloadModelRequestSchema)` to create a new message.
+ */
+export const UnloadModelRequestSchema: GenMessage<UnloadModelRequest> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 2);
+
+/**
+ * @generated from message atelier.v1.UnloadModelResponse
+ */
+export type UnloadModelResponse = Message<"atelier.v1.UnloadModelResponse"> & {
+  /**
+   * @generated from field: uint64 freed_bytes = 1;
+   */
+  freedBytes: bigint;
+};
+
+/**
+ * Describes the message atelier.v1.UnloadModelResponse.
+ * Use `create(UnloadModelResponseSchema)` to create a new message.
+ */
+export const UnloadModelResponseSchema: GenMessage<UnloadModelResponse> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 3);
 
 /**
  * @generated from message atelier.v1.WatchRequest
@@ -27,7 +95,7 @@ export type WatchRequest = Message<"atelier.v1.WatchRequest"> & {
  * Use `create(WatchRequestSchema)` to create a new message.
  */
 export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 0);
+  messageDesc(file_atelier_v1_worker, 4);
 
 /**
  * @generated from message atelier.v1.WatchResponse
@@ -44,7 +112,7 @@ export type WatchResponse = Message<"atelier.v1.WatchResponse"> & {
  * Use `create(WatchResponseSchema)` to create a new message.
  */
 export const WatchResponseSchema: GenMessage<WatchResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 1);
+  messageDesc(file_atelier_v1_worker, 5);
 
 /**
  * @generated from message atelier.v1.WorkerState
@@ -115,6 +183,39 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
    * @generated from field: uint64 memory_used_bytes = 12;
    */
   memoryUsedBytes: bigint;
+
+  /**
+   * @generated from field: double backlog_standard_ms = 13;
+   */
+  backlogStandardMs: number;
+
+  /**
+   * What models and their step batches may take together.
+   *
+   * @generated from field: uint64 memory_budget_bytes = 14;
+   */
+  memoryBudgetBytes: bigint;
+
+  /**
+   * Every model that the worker has on disk, in memory or not.
+   *
+   * @generated from field: repeated atelier.v1.ModelPlace places = 15;
+   */
+  places: ModelPlace[];
+
+  /**
+   * What it has learned of U-Net runs.
+   *
+   * @generated from field: repeated atelier.v1.StepTime step_times = 16;
+   */
+  stepTimes: StepTime[];
+
+  /**
+   * Share of the last ten seconds in which the denoise lanes ran, 0..1.
+   *
+   * @generated from field: double denoise_busy_ratio = 17;
+   */
+  denoiseBusyRatio: number;
 };
 
 /**
@@ -122,7 +223,103 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
  * Use `create(WorkerStateSchema)` to create a new message.
  */
 export const WorkerStateSchema: GenMessage<WorkerState> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 2);
+  messageDesc(file_atelier_v1_worker, 6);
+
+/**
+ * Where a model is.
+ *
+ * @generated from message atelier.v1.ModelPlace
+ */
+export type ModelPlace = Message<"atelier.v1.ModelPlace"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: atelier.v1.ModelStatus status = 2;
+   */
+  status: ModelStatus;
+
+  /**
+   * Of a load, 0..1.
+   *
+   * @generated from field: double progress = 3;
+   */
+  progress: number;
+
+  /**
+   * @generated from field: uint64 weights_bytes = 4;
+   */
+  weightsBytes: bigint;
+
+  /**
+   * How long a load takes, as learned or from its size; a deadline is a multiple of it.
+   *
+   * @generated from field: double load_ms = 5;
+   */
+  loadMs: number;
+
+  /**
+   * Why the last load failed; empty when it did not.
+   *
+   * @generated from field: string error = 6;
+   */
+  error: string;
+};
+
+/**
+ * Describes the message atelier.v1.ModelPlace.
+ * Use `create(ModelPlaceSchema)` to create a new message.
+ */
+export const ModelPlaceSchema: GenMessage<ModelPlace> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 7);
+
+/**
+ * Milliseconds of one U-Net run of so many rows at this latent size.
+ *
+ * @generated from message atelier.v1.StepTime
+ */
+export type StepTime = Message<"atelier.v1.StepTime"> & {
+  /**
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * @generated from field: uint32 height = 2;
+   */
+  height: number;
+
+  /**
+   * @generated from field: uint32 width = 3;
+   */
+  width: number;
+
+  /**
+   * @generated from field: uint32 rows = 4;
+   */
+  rows: number;
+
+  /**
+   * @generated from field: double ms = 5;
+   */
+  ms: number;
+
+  /**
+   * CPU threads of the lane; 0 on a device that has one lane.
+   *
+   * @generated from field: uint32 threads = 6;
+   */
+  threads: number;
+};
+
+/**
+ * Describes the message atelier.v1.StepTime.
+ * Use `create(StepTimeSchema)` to create a new message.
+ */
+export const StepTimeSchema: GenMessage<StepTime> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 8);
 
 /**
  * @generated from message atelier.v1.ResidentModel
@@ -176,7 +373,7 @@ export type ResidentModel = Message<"atelier.v1.ResidentModel"> & {
  * Use `create(ResidentModelSchema)` to create a new message.
  */
 export const ResidentModelSchema: GenMessage<ResidentModel> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 3);
+  messageDesc(file_atelier_v1_worker, 9);
 
 /**
  * @generated from message atelier.v1.ModelLimits
@@ -218,7 +415,7 @@ export type ModelLimits = Message<"atelier.v1.ModelLimits"> & {
  * Use `create(ModelLimitsSchema)` to create a new message.
  */
 export const ModelLimitsSchema: GenMessage<ModelLimits> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 4);
+  messageDesc(file_atelier_v1_worker, 10);
 
 /**
  * @generated from message atelier.v1.ModelDefaults
@@ -265,7 +462,7 @@ export type ModelDefaults = Message<"atelier.v1.ModelDefaults"> & {
  * Use `create(ModelDefaultsSchema)` to create a new message.
  */
 export const ModelDefaultsSchema: GenMessage<ModelDefaults> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 5);
+  messageDesc(file_atelier_v1_worker, 11);
 
 /**
  * @generated from message atelier.v1.DrainRequest
@@ -284,7 +481,7 @@ export type DrainRequest = Message<"atelier.v1.DrainRequest"> & {
  * Use `create(DrainRequestSchema)` to create a new message.
  */
 export const DrainRequestSchema: GenMessage<DrainRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 6);
+  messageDesc(file_atelier_v1_worker, 12);
 
 /**
  * @generated from message atelier.v1.DrainResponse
@@ -308,7 +505,48 @@ export type DrainResponse = Message<"atelier.v1.DrainResponse"> & {
  * Use `create(DrainResponseSchema)` to create a new message.
  */
 export const DrainResponseSchema: GenMessage<DrainResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 7);
+  messageDesc(file_atelier_v1_worker, 13);
+
+/**
+ * @generated from enum atelier.v1.ModelStatus
+ */
+export const ModelStatus = {
+  /**
+   * @generated from enum value: MODEL_STATUS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * @generated from enum value: MODEL_STATUS_ON_DISK = 1;
+   */
+  ON_DISK: 1,
+
+  /**
+   * @generated from enum value: MODEL_STATUS_LOADING = 2;
+   */
+  LOADING: 2,
+
+  /**
+   * @generated from enum value: MODEL_STATUS_RESIDENT = 3;
+   */
+  RESIDENT: 3,
+
+  /**
+   * @generated from enum value: MODEL_STATUS_UNLOADING = 4;
+   */
+  UNLOADING: 4,
+} as const;
+
+/**
+ * @generated from enum atelier.v1.ModelStatus
+ */
+export type ModelStatus = (typeof ModelStatus)[keyof typeof ModelStatus] | UnknownEnum;
+
+/**
+ * Describes the enum atelier.v1.ModelStatus.
+ */
+export const ModelStatusSchema: GenEnum<ModelStatus> = /*@__PURE__*/
+  enumDesc(file_atelier_v1_worker, 0);
 
 /**
  * One worker owns one device.
@@ -345,6 +583,27 @@ export const WorkerService: GenService<{
     methodKind: "unary";
     input: typeof DrainRequestSchema;
     output: typeof DrainResponseSchema;
+  },
+  /**
+   * Makes a model that the worker has on disk resident; idle ones are evicted where memory is short. Progress while it
+   * lasts; ends at once when the model is resident already.
+   *
+   * @generated from rpc atelier.v1.WorkerService.LoadModel
+   */
+  loadModel: {
+    methodKind: "server_streaming";
+    input: typeof LoadModelRequestSchema;
+    output: typeof LoadModelResponseSchema;
+  },
+  /**
+   * Takes an idle model out of memory. Refused while requests of it are in flight.
+   *
+   * @generated from rpc atelier.v1.WorkerService.UnloadModel
+   */
+  unloadModel: {
+    methodKind: "unary";
+    input: typeof UnloadModelRequestSchema;
+    output: typeof UnloadModelResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_atelier_v1_worker, 0);
