@@ -1,145 +1,211 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdtempSync, rmSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
-import { ImageFormat, Sampler } from "@atelier/proto";
 import sharp from "sharp";
-import { type Bench, count, median, otherLoad, printTable, round, warnIfBusy } from "./support/bench.ts";
-import { DiffusersProcess } from "./support/diffusers-process.ts";
+import {
+  type Bench,
+  count,
+  type Goal,
+  median,
+  otherLoad,
+  printGoals,
+  printTable,
+  round,
+  warnIfBusy,
+} from "./support/bench.ts";
+import { DiffusersServer } from "./support/diffusers-server.ts";
+import { LoopProcess } from "./support/loop-process.ts";
+import { type Draw, drawAll, mixedRequests, type PictureRequest } from "./support/picture-request.ts";
 import { WorkerProcess } from "./support/worker-process.ts";
 
 const embeddedModel = join(import.meta.dirname, "../../deploy/models/atelier-tiny");
-const SIZE = 256;
-const STEPS = 25;
-const GUIDANCE_SCALE = 2.5;
-const NEGATIVE_PROMPT = "低分辨率, 模糊";
-const PROMPTS = [
-  "国潮风T恤, 白色背景",
-  "a blue mug on a wooden table",
-  "红色灯笼，喜庆背景",
-  "a green sofa, Nordic style",
-];
+const LONE: PictureRequest = { ...mixedRequests(1)[0]!, width: 256, height: 256, steps: 25, guidanceScale: 2.5 };
+/** Below this the sides did different work, and their times say nothing. */
+const PSNR_MIN_DB = 40;
+/** Of pictures per second against diffusers and against the loop, by threads. */
+const GOALS: Readonly<Record<number, { diffusers: number; loop: number }>> = {
+  2: { diffusers: 2.3, loop: 1.25 },
+  4: { diffusers: 3, loop: 1.6 },
+};
 
 /**
- * Our side is timed by a client: gRPC, all three stages and PNG encoding are in it. The other side's time ends with the
- * picture in memory. Both make the same picture from the same weights and seed, which is checked.
+ * Three servers of the same weights, each in a process of its own, asked in turns by the same client: the worker over
+ * gRPC; a one-at-a-time onnxruntime loop; diffusers on torch behind FastAPI. Every time ends with the PNG at the client,
+ * and the three pictures of a request are compared.
  */
 export const bench: Bench = {
-  description: `seconds per picture at ${SIZE}x${SIZE}, ${STEPS} steps, guidance on, one at a time: the worker against diffusers on torch`,
+  description: "pictures per second with mixed requests in flight, and a request alone: the worker, a loop, diffusers",
   options: {
-    runs: { default: "9", help: "pictures of each side, in turns; the median counts" },
-    threads: { default: "2", help: "CPU threads of each side" },
-    model: { default: embeddedModel, help: "model bundle of both sides" },
+    rounds: { default: "3", help: "rounds; in each, every side makes all the pictures. The median counts" },
+    pictures: { default: "32", help: "mixed requests of one round" },
+    inFlight: { default: "16", help: "requests in flight at one time" },
+    lone: { default: "9", help: "requests of the worker and the loop with nothing beside, in turns" },
+    threads: { default: String(Math.min(4, availableParallelism())), help: "CPU threads of each side" },
+    model: { default: embeddedModel, help: "model bundle of every side" },
   },
   async run(options) {
-    const runs = count(options, "runs");
     const threads = count(options, "threads");
     const model = options["model"]!;
     const load = otherLoad();
     warnIfBusy(load);
-    const { id } = JSON.parse(readFileSync(join(model, "atelier.json"), "utf8")) as { id: string };
     const folder = mkdtempSync(join(tmpdir(), "atelier-bench-"));
-    const out = join(folder, "picture.rgb");
-    const diffusers = await DiffusersProcess.start({ bundle: model, folder: join(folder, "diffusers"), threads });
+    const diffusers = await DiffusersServer.start({ bundle: model, folder: join(folder, "diffusers"), threads });
+    const loop = await LoopProcess.start({ bundle: model, threads });
     const worker = await WorkerProcess.start({ model, threads });
     try {
-      await drawByWorker(worker, id, 0); // both are warm before they are timed
-      await drawByDiffusers(diffusers, 0, out);
-      const turns: Turn[] = [];
-      for (let i = 1; i <= runs; i++) {
-        const ours = await drawByWorker(worker, id, i);
-        const theirsMs = await drawByDiffusers(diffusers, i, out);
-        const psnrDb = psnr(ours.rgb, readFileSync(out));
-        turns.push({ oursMs: ours.ms, theirsMs, psnrDb });
-      }
-      return report(turns, { threads, load, versions: diffusers.versions });
+      const sides: Sides = {
+        atelier: async (request) => (await worker.drawPicture(request)).images[0]!.data,
+        loop: (request) => loop.draw(request),
+        diffusers: (request) => diffusers.draw(request),
+      };
+      const alone = await drawAlone(sides, count(options, "lone"));
+      const crowd = await drawCrowd(sides, worker, {
+        rounds: count(options, "rounds"),
+        requests: mixedRequests(count(options, "pictures")),
+        inFlight: count(options, "inFlight"),
+      });
+      return report({ alone, crowd, threads, load, versions: diffusers.versions });
     } finally {
-      await Promise.all([worker.stop(), diffusers.stop()]);
+      await Promise.all([worker.stop(), loop.stop(), diffusers.stop()]);
       rmSync(folder, { recursive: true });
     }
   },
 };
 
-interface Turn {
-  readonly oursMs: number;
-  readonly theirsMs: number;
-  /** Between the two pictures. */
-  readonly psnrDb: number;
+type Side = "atelier" | "loop" | "diffusers";
+type Sides = Readonly<Record<Side, Draw>>;
+
+interface Alone {
+  readonly ateliersMs: readonly number[];
+  readonly loopsMs: readonly number[];
 }
 
-function report(turns: readonly Turn[], { threads, ...more }: { threads: number; load: number; versions: object }) {
-  const oursMs = median(turns.map((turn) => turn.oursMs));
-  const theirsMs = median(turns.map((turn) => turn.theirsMs));
-  const best = {
-    oursMs: Math.min(...turns.map((turn) => turn.oursMs)),
-    theirsMs: Math.min(...turns.map((turn) => turn.theirsMs)),
+/** The worker and the loop in turns, one request at a time. */
+async function drawAlone({ atelier, loop }: Sides, runs: number): Promise<Alone> {
+  const time = async (draw: Draw, i: number) => {
+    const startedMs = performance.now();
+    await draw({ ...LONE, prompt: `${LONE.prompt} ${i}`, seed: i });
+    return performance.now() - startedMs;
   };
-  const psnrDbMin = Math.min(...turns.map((turn) => turn.psnrDb));
-  console.log(`milliseconds per picture, ${threads} threads each, in turns:`);
+  await time(atelier, 0); // both are warm before they are timed
+  await time(loop, 0);
+  const ateliersMs: number[] = [];
+  const loopsMs: number[] = [];
+  for (let i = 1; i <= runs; i++) {
+    ateliersMs.push(await time(atelier, i));
+    loopsMs.push(await time(loop, i));
+  }
+  return { ateliersMs, loopsMs };
+}
+
+interface Round {
+  readonly perSecond: Readonly<Record<Side, number>>;
+  /** Of the denoise lanes over the worker's last ten seconds, read at half time. */
+  readonly busy: number;
+}
+
+async function drawCrowd(
+  sides: Sides,
+  worker: WorkerProcess,
+  { rounds, requests, inFlight }: { rounds: number; requests: readonly PictureRequest[]; inFlight: number },
+): Promise<{ rounds: readonly Round[]; psnrDbMin: number }> {
+  // The shapes of this load are met once before they count: onnxruntime allocates, and the worker learns their times.
+  await drawAll(requests.slice(0, inFlight), inFlight, sides.atelier);
+  await drawAll(requests.slice(0, 4), 1, sides.loop);
+  await drawAll(requests.slice(0, 4), 4, sides.diffusers);
+  const done: Round[] = [];
+  let psnrDbMin = 99;
+  for (let i = 0; i < rounds; i++) {
+    const busy: number[] = [];
+    const watching = setInterval(() => busy.push(worker.state.denoiseBusyRatio), 200);
+    const ours = await drawAll(requests, inFlight, sides.atelier);
+    clearInterval(watching);
+    const loop = await drawAll(requests, inFlight, sides.loop);
+    const theirs = await drawAll(requests, inFlight, sides.diffusers);
+    const perSecond = {
+      atelier: (requests.length / ours.ms) * 1000,
+      loop: (requests.length / loop.ms) * 1000,
+      diffusers: (requests.length / theirs.ms) * 1000,
+    };
+    done.push({ perSecond, busy: Math.max(0, ...busy) });
+    for (let k = 0; k < requests.length && i === 0; k++) {
+      psnrDbMin = Math.min(
+        psnrDbMin,
+        await psnr(ours.files[k]!, loop.files[k]!),
+        await psnr(ours.files[k]!, theirs.files[k]!),
+      );
+    }
+  }
+  return { rounds: done, psnrDbMin };
+}
+
+function report({
+  alone,
+  crowd,
+  threads,
+  load,
+  versions,
+}: {
+  alone: Alone;
+  crowd: { rounds: readonly Round[]; psnrDbMin: number };
+  threads: number;
+  load: number;
+  versions: object;
+}) {
+  const { rounds, psnrDbMin } = crowd;
+  const rate = (side: Side) => median(rounds.map(({ perSecond }) => perSecond[side]));
+  const against = (side: Side) => median(rounds.map(({ perSecond }) => perSecond.atelier / perSecond[side]));
+  const loneMs = median(alone.ateliersMs);
+  const loopMs = median(alone.loopsMs);
+  const busy = median(rounds.map((round) => round.busy));
+  console.log(`pictures per second, mixed requests in flight, ${threads} threads each, in turns:`);
+  const cell = (value: number) => value.toFixed(2);
   printTable([
-    ["turn", "atelier", "diffusers", "PSNR dB"],
-    ...turns.map(({ oursMs, theirsMs, psnrDb }, i) => [String(i + 1), oursMs, theirsMs, psnrDb]),
-    ["median", oursMs, theirsMs, ""],
-    ["best", best.oursMs, best.theirsMs, ""],
+    ["round", "atelier", "loop", "diffusers", "lanes busy"],
+    ...rounds.map(({ perSecond, busy }, i) => [
+      String(i + 1),
+      cell(perSecond.atelier),
+      cell(perSecond.loop),
+      cell(perSecond.diffusers),
+      cell(busy),
+    ]),
+    ["median", cell(rate("atelier")), cell(rate("loop")), cell(rate("diffusers")), cell(busy)],
   ]);
-  // Below this the two sides did different work, and their times say nothing.
-  if (psnrDbMin < 40) throw new Error(`the pictures differ: ${psnrDbMin.toFixed(1)} dB; is one side another model?`);
+  console.log(
+    `\na request alone, ms, median of ${alone.loopsMs.length}: atelier ${loneMs.toFixed(0)}, loop ${loopMs.toFixed(0)}`,
+  );
+  if (psnrDbMin < PSNR_MIN_DB)
+    throw new Error(`the pictures differ: ${psnrDbMin.toFixed(1)} dB; is one side another model?`);
+  const goal = GOALS[threads] ?? GOALS[4]!;
+  const goals: readonly Goal[] = [
+    { name: "pictures/s over diffusers", value: against("diffusers"), atLeast: goal.diffusers },
+    { name: "pictures/s over the loop", value: against("loop"), atLeast: goal.loop },
+    { name: "denoise lanes busy", value: busy, atLeast: 0.95 },
+    { name: "alone, times the loop's ms", value: loneMs / loopMs, atMost: 1.1 },
+  ];
+  printGoals(goals);
   return {
-    ratio: round(theirsMs / oursMs),
-    goal: 1.6,
-    atelier_ms: round(oursMs, 1),
-    diffusers_ms: round(theirsMs, 1),
+    ratio: round(against("diffusers")),
+    goal: goal.diffusers,
+    ratio_loop: round(against("loop")),
+    goal_loop: goal.loop,
+    lanes_busy: round(busy, 3),
+    alone_over_loop: round(loneMs / loopMs),
+    pictures_per_s: { atelier: round(rate("atelier")), loop: round(rate("loop")), diffusers: round(rate("diffusers")) },
+    alone_ms: { atelier: round(loneMs, 0), loop: round(loopMs, 0) },
     psnr_db_min: round(psnrDbMin, 1),
     threads,
-    ratio_of_best: round(best.theirsMs / best.oursMs),
-    runs: turns.length,
-    ...more,
+    rounds: rounds.length,
+    load,
+    versions,
   };
 }
 
-async function drawByWorker(worker: WorkerProcess, model: string, turn: number): Promise<{ ms: number; rgb: Buffer }> {
-  const startedMs = performance.now();
-  const { images } = await worker.draw({
-    requestId: `bench-${turn}`,
-    format: ImageFormat.PNG,
-    parameters: {
-      model,
-      prompt: promptOf(turn),
-      negativePrompt: NEGATIVE_PROMPT,
-      width: SIZE,
-      height: SIZE,
-      steps: STEPS,
-      guidanceScale: GUIDANCE_SCALE,
-      sampler: Sampler.DPMPP_2M,
-      seed: BigInt(turn),
-      numImages: 1,
-    },
-  });
-  const ms = performance.now() - startedMs;
-  return { ms, rgb: await sharp(images[0]!.data).removeAlpha().raw().toBuffer() };
-}
-
-function drawByDiffusers(diffusers: DiffusersProcess, turn: number, out: string): Promise<number> {
-  return diffusers.draw({
-    prompt: promptOf(turn),
-    negative_prompt: NEGATIVE_PROMPT,
-    steps: STEPS,
-    guidance_scale: GUIDANCE_SCALE,
-    width: SIZE,
-    height: SIZE,
-    seed: turn,
-    out,
-  });
-}
-
-/** Every turn asks for another picture, so that no cache of embeddings helps after the first of each prompt. */
-function promptOf(turn: number): string {
-  return `${PROMPTS[turn % PROMPTS.length]} ${turn}`;
-}
-
-/** Peak signal-to-noise ratio of 8-bit samples, in dB; 99 for equal pictures. */
-function psnr(first: Buffer, second: Buffer): number {
-  if (first.length !== second.length) return 0;
+/** Peak signal-to-noise ratio of two pictures' 8-bit samples, in dB; 99 for equal ones. */
+async function psnr(first: Uint8Array, second: Uint8Array): Promise<number> {
+  const [a, b] = await Promise.all([first, second].map((file) => sharp(file).removeAlpha().raw().toBuffer()));
+  if (a!.length !== b!.length) return 0;
   let squares = 0;
-  for (let i = 0; i < first.length; i++) squares += (first[i]! - second[i]!) ** 2;
-  return squares === 0 ? 99 : 10 * Math.log10((255 ** 2 * first.length) / squares);
+  for (let i = 0; i < a!.length; i++) squares += (a![i]! - b![i]!) ** 2;
+  return squares === 0 ? 99 : 10 * Math.log10((255 ** 2 * a!.length) / squares);
 }

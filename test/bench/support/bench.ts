@@ -40,6 +40,12 @@ export function median(values: readonly number[]): number {
   return Number.isInteger(half) ? (sorted[half - 1]! + sorted[half]!) / 2 : sorted[Math.floor(half)]!;
 }
 
+/** The smallest of `values` that at least the share `p` of them (0..1) does not exceed: the nearest rank. */
+export function percentile(values: readonly number[], p: number): number {
+  if (values.length === 0) throw new Error("no values to take a percentile of");
+  return values.toSorted((a, b) => a - b)[Math.max(0, Math.ceil(p * values.length) - 1)]!;
+}
+
 /** A value of the command line that must be a whole number of at least 1. */
 export function count(options: Readonly<Record<string, string>>, name: string): number {
   const value = Number(options[name]);
@@ -55,3 +61,20 @@ export function printTable(rows: readonly (readonly (string | number)[])[]): voi
 }
 
 export const round = (value: number, digits = 2) => Number(value.toFixed(digits));
+
+/** One figure of a bench that is held to more than one. */
+export interface Goal {
+  readonly name: string;
+  readonly value: number;
+  readonly atLeast?: number;
+  readonly atMost?: number;
+}
+
+export function printGoals(goals: readonly Goal[]): void {
+  console.log("");
+  for (const { name, value, atLeast, atMost } of goals) {
+    const reached = (atLeast === undefined || value >= atLeast) && (atMost === undefined || value <= atMost);
+    const bound = atLeast === undefined ? `at most ${atMost}` : `at least ${atLeast}`;
+    console.log(`${name}: ${round(value, 3)}, ${bound}: ${reached ? "reached" : "NOT reached"}`);
+  }
+}

@@ -1,4 +1,5 @@
 import { type ChildProcess, fork } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   type Completed,
@@ -6,18 +7,40 @@ import {
   type GenerateRequest,
   GenerateRequestSchema,
   type GenerateResponse,
+  ImageFormat,
+  PriorityClass,
+  Sampler,
+  type WatchRequest,
+  WatchRequestSchema,
+  type WatchResponse,
   WorkerService,
+  type WorkerState,
 } from "@atelier/proto";
 import { channelOptions, errorFromStatus, serviceDefinition } from "@atelier/rpc";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type ClientReadableStream, credentials, makeGenericClientConstructor, type ServiceError } from "@grpc/grpc-js";
 import { end, whileRunning } from "./child.ts";
+import type { PictureRequest } from "./picture-request.ts";
 
 const entry = join(import.meta.dirname, "../../../services/worker/src/main.ts");
 const START_MAX_MS = 120_000;
 const REQUEST_MAX_MS = 120_000;
 
-type Generate = (request: GenerateRequest, options: { deadline: number }) => ClientReadableStream<GenerateResponse>;
+interface WorkerClient {
+  generate(request: GenerateRequest, options: { deadline: number }): ClientReadableStream<GenerateResponse>;
+  watch(request: WatchRequest): ClientReadableStream<WatchResponse>;
+  close(): void;
+}
+
+const SAMPLERS = {
+  dpmpp_2m: Sampler.DPMPP_2M,
+  dpmpp_2m_sde: Sampler.DPMPP_2M_SDE,
+  euler: Sampler.EULER,
+  euler_a: Sampler.EULER_A,
+  ddim: Sampler.DDIM,
+  unipc: Sampler.UNIPC,
+  lcm: Sampler.LCM,
+} as const;
 
 export interface Drawn {
   readonly images: readonly GeneratedImage[];
@@ -27,18 +50,30 @@ export interface Drawn {
 /** A worker in a process of its own, ready, and a gRPC client of it. */
 export class WorkerProcess {
   readonly #child: ChildProcess;
-  readonly #client: { generate: Generate; close(): void };
+  readonly #client: WorkerClient;
+  readonly #model: string;
+  #state: WorkerState | undefined;
+  #requests = 0;
 
-  private constructor(child: ChildProcess, address: string) {
+  private constructor(child: ChildProcess, address: string, model: string) {
     this.#child = child;
+    this.#model = model;
     const Client = makeGenericClientConstructor(serviceDefinition(WorkerService), WorkerService.typeName);
-    this.#client = new Client(address, credentials.createInsecure(), channelOptions) as unknown as {
-      generate: Generate;
-      close(): void;
-    };
+    this.#client = new Client(address, credentials.createInsecure(), channelOptions) as unknown as WorkerClient;
+    const states = this.#client.watch(create(WatchRequestSchema));
+    states.on("data", ({ state }: WatchResponse) => {
+      this.#state = state;
+    });
+    states.on("error", () => {}); // the worker is gone, which whoever waits for a picture hears
   }
 
-  static async start({ model, threads }: { model: string; threads: number }): Promise<WorkerProcess> {
+  /** `env` adds to the worker's configuration. */
+  static async start(options: {
+    model: string;
+    threads: number;
+    env?: Record<string, string>;
+  }): Promise<WorkerProcess> {
+    const { model, threads, env = {} } = options;
     const child = fork(entry, {
       env: {
         ...process.env,
@@ -46,6 +81,7 @@ export class WorkerProcess {
         ATELIER_MODELS: model,
         ATELIER_THREADS: String(threads),
         ATELIER_LOG_LEVEL: "warn",
+        ...env,
       },
       stdio: ["ignore", 2, 2, "ipc"],
     });
@@ -57,7 +93,29 @@ export class WorkerProcess {
       });
     });
     await whileRunning(child, ready, { name: "the worker", timeoutMs: START_MAX_MS });
-    return new WorkerProcess(child, address);
+    const { id } = JSON.parse(readFileSync(join(model, "atelier.json"), "utf8")) as { id: string };
+    return new WorkerProcess(child, address, id);
+  }
+
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
+  /** What the worker said of itself last; at most a second old. */
+  get state(): WorkerState {
+    if (this.#state === undefined) throw new Error("the worker has not said anything of itself yet");
+    return this.#state;
+  }
+
+  /** One picture's PNG. */
+  async drawPicture(picture: PictureRequest, priorityClass: PriorityClass = PriorityClass.STANDARD): Promise<Drawn> {
+    const { sampler, seed, ...rest } = picture;
+    return this.draw({
+      requestId: `bench-${this.#requests++}`,
+      format: ImageFormat.PNG,
+      order: { priorityClass },
+      parameters: { ...rest, model: this.#model, sampler: SAMPLERS[sampler], seed: BigInt(seed), numImages: 1 },
+    });
   }
 
   /** Makes the images of one request, and resolves with them when the stream has ended. */
