@@ -58,6 +58,34 @@ describe("a pipeline driven directly", () => {
     expect(pictures.size).toBe(changes.length);
   });
 
+  it("shows the picture as it forms: early in its colours, at last in its shapes too", async () => {
+    const previews: Uint8Array[] = [];
+    let final: EncodedImage | undefined;
+    const wishes = { prompt: "a red mug on a blue background", width: 256, height: 256, steps: 12, seed: 5n };
+    await generate({ ...wishes, previewEverySteps: 4 }, new AbortController().signal, (event) => {
+      if (event.type === "image") final = event.image;
+      if (event.type === "progress" && event.preview !== undefined) previews.push(event.preview);
+    });
+    const small = await sharp(final!.data).resize(32, 32, { kernel: "linear" }).raw().toBuffer();
+    const [early, , last] = await Promise.all(
+      previews.map(async (png) => likenessOf(await sharp(png).raw().toBuffer(), small)),
+    );
+    // Measured with six prompts: after 4 of 12 steps 22 to 25 dB and 0.93 to 0.98, after the last 28 to 33 dB and 0.99.
+    expect(early!.colours).toBeGreaterThan(0.9);
+    expect(last!.colours).toBeGreaterThan(0.97);
+    expect(last!.psnrDb).toBeGreaterThan(26);
+    expect(last!.psnrDb).toBeGreaterThan(early!.psnrDb);
+  });
+
+  it("makes previews at the size of each pass", async () => {
+    const widths: number[] = [];
+    await generate({ width: 336, height: 336, previewEverySteps: 2 }, new AbortController().signal, (event) => {
+      if (event.type !== "progress" || event.preview === undefined) return;
+      widths.push(Buffer.from(event.preview).readUInt32BE(16)); // of the PNG's header
+    });
+    expect(widths).toEqual([32, 42]);
+  });
+
   it("fails a request with the reason for which it was taken back", async () => {
     const abort = new AbortController();
     const made = generate({ steps: 50 }, abort.signal, (event) => {
@@ -126,3 +154,26 @@ describe("a pipeline driven directly", () => {
     return pipeline.generate(request, { signal, deadline: Deadline.after(systemClock, 60_000), onEvent });
   }
 });
+
+/** How near one picture is to another of its size, over all and in its colours alone (red and blue against green). */
+function likenessOf(actual: Uint8Array, expected: Uint8Array): { psnrDb: number; colours: number } {
+  expect(actual.length).toBe(expected.length);
+  const squares = actual.reduce((sum, value, i) => sum + (value - expected[i]!) ** 2, 0);
+  return {
+    psnrDb: 10 * Math.log10(255 ** 2 / (squares / actual.length)),
+    colours: correlation(coloursOf(actual), coloursOf(expected)),
+  };
+}
+
+function coloursOf(pixels: Uint8Array): readonly number[] {
+  return [...pixels].flatMap((value, i) => (i % 3 === 1 ? [] : [value - pixels[i - (i % 3) + 1]!]));
+}
+
+/** Pearson's. */
+function correlation(a: readonly number[], b: readonly number[]): number {
+  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [meanA, meanB] = [mean(a), mean(b)];
+  const product = (x: readonly number[], y: readonly number[], mx: number, my: number) =>
+    x.reduce((sum, value, i) => sum + (value - mx) * (y[i]! - my), 0);
+  return product(a, b, meanA, meanB) / Math.sqrt(product(a, a, meanA, meanA) * product(b, b, meanB, meanB));
+}

@@ -6,6 +6,7 @@ import { type HiresFix, type Phases, planPhases } from "./phases.ts";
 import { checkRequest, type GenerationRequest } from "./request.ts";
 import type { Conditioning } from "./stages/denoise-job.ts";
 import { type EncodedImage, QUALITY_DEFAULT } from "./stages/image-file.ts";
+import { drawPreview, encodePreview, type PreviewMap, previewMapOf } from "./stages/preview.ts";
 import { StepTimes } from "./step-times.ts";
 import type { DenoiseReport } from "./threads/denoise.thread.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
@@ -46,7 +47,14 @@ export interface GenerationCall {
 
 export type GenerationEvent =
   | { readonly type: "accepted"; readonly backlogMs: number; readonly stepsTotal: number }
-  | { readonly type: "progress"; readonly stage: Stage; readonly imageIndex: number; readonly stepsDone: number }
+  | {
+      readonly type: "progress";
+      readonly stage: Stage;
+      readonly imageIndex: number;
+      readonly stepsDone: number;
+      /** A PNG of the image so far, where one was wanted with this step. */
+      readonly preview?: Uint8Array;
+    }
   | { readonly type: "image"; readonly imageIndex: number; readonly seed: bigint; readonly image: EncodedImage };
 
 export interface GenerationOutcome {
@@ -208,12 +216,18 @@ export class Pipeline {
   heardReport(report: DenoiseReport): void {
     this.#times.observe(report);
     this.#observer?.ran(report);
-    for (const { id, stepsDone } of report.steps) {
+    for (const { id, stepsDone, preview } of report.steps) {
       this.#backlog.progress(id, stepsDone);
       const { running, imageIndex } = parseJobId(id, this.#inFlight);
       if (running === undefined) continue;
       running.stepsDone[imageIndex] = stepsDone;
-      running.call.onEvent({ type: "progress", stage: "denoise", imageIndex, stepsDone: running.totalStepsDone });
+      running.call.onEvent({
+        type: "progress",
+        stage: "denoise",
+        imageIndex,
+        stepsDone: running.totalStepsDone,
+        ...(preview && { preview: encodePreview(drawPreview(preview.x0, preview.shape, running.previewMap!)) }),
+      });
     }
     this.#changed();
   }
@@ -227,6 +241,7 @@ export class Pipeline {
       });
     }
     checkRequest(request, model.limits);
+    checkPreview(request, model);
     const plan = model.plans.get(request);
     return { model, phases: planPhases(request, model.bundle.manifest, plan, model.bundle.latentChannels) };
   }
@@ -311,6 +326,7 @@ export class Pipeline {
         guidanceScale,
         seed,
         deadlineAtMs,
+        previewEverySteps: request.previewEverySteps ?? 0,
       },
       { signal },
     );
@@ -348,6 +364,14 @@ export class Pipeline {
   }
 }
 
+/** @throws ServingError INVALID_REQUEST when previews are asked for that nothing can draw. */
+function checkPreview({ previewEverySteps = 0 }: GenerationRequest, { bundle }: Model): void {
+  if (previewEverySteps === 0 || previewMapOf(bundle) !== undefined) return;
+  const latents = `latents of ${bundle.latentChannels} channels of the family "${bundle.manifest.family}"`;
+  const message = `preview_every_steps ${previewEverySteps}: ${bundle.id} has no previewMatrix, and none is published for ${latents}`;
+  throw new ServingError("INVALID_REQUEST", message, { field: "preview_every_steps" });
+}
+
 /** A slow device may compile the networks at first use. */
 const WARM_UP_MAX_MS = 10 * 60_000;
 
@@ -358,6 +382,7 @@ class Running {
   readonly model: Model;
   readonly phases: Phases;
   readonly jobIds: readonly string[];
+  readonly previewMap: PreviewMap | undefined;
   /** By image. */
   readonly stepsDone: number[];
 
@@ -366,6 +391,7 @@ class Running {
     this.call = call;
     this.model = model;
     this.phases = phases;
+    this.previewMap = previewMapOf(model.bundle);
     this.jobIds = Array.from({ length: request.numImages }, (_, i) => `${request.id}#${i}`);
     this.stepsDone = this.jobIds.map(() => 0);
   }

@@ -21,6 +21,8 @@ export interface GenerationRequest {
   readonly seed: bigint;
   readonly numImages: number;
   readonly encoding: ImageEncoding;
+  /** A preview with every this many steps of an image; 0 or absent: none. */
+  readonly previewEverySteps?: number;
 }
 
 export interface RequestLimits {

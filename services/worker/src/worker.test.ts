@@ -112,6 +112,14 @@ describe("a worker process", () => {
     expect(await sharp(image).metadata()).toMatchObject({ format, width: 128 });
   });
 
+  it("sends a preview with every n-th progress event of an image", async () => {
+    const generation = client.generate({ steps: 5 }, { previewEverySteps: 2 });
+    await generation.ended;
+    const steps = generation.all("progress").filter(({ stage }) => stage === Stage.DENOISE);
+    expect(steps.map(({ preview }) => preview.length > 0)).toEqual([false, true, false, true, false]);
+    expect(await sharp(steps[1]!.preview).metadata()).toMatchObject({ format: "png", width: 16, height: 16 });
+  });
+
   it("takes a prompt of several chunks, and says how many they were", async () => {
     const generation = client.generate({ prompt: "a red mug, ".repeat(60), negativePrompt: "blurred", steps: 2 });
     await generation.ended;
@@ -125,7 +133,7 @@ describe("a worker process", () => {
       client.generate({ steps: 1_000_000 }),
       client.generate({ prompt: "(mug:99)" }),
       client.generate({ sampler: 0 }),
-      client.generate({}, { previewEverySteps: 2 }),
+      client.generate({}, { checkpointEverySteps: 2 }),
       client.generate({ model: "unheard-of" }),
     ];
     const fields = await Promise.all(
@@ -136,7 +144,7 @@ describe("a worker process", () => {
         ),
       ),
     );
-    expect(fields).toEqual(["width", "steps", "prompt", "sampler", "preview_every_steps", "model"]);
+    expect(fields).toEqual(["width", "steps", "prompt", "sampler", "checkpoint_every_steps", "model"]);
     await good.ended;
   });
 

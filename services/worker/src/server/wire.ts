@@ -70,6 +70,7 @@ export function readGenerateRequest(message: GenerateRequest): GenerationRequest
       format: named("format", WIRE_FORMATS, message.format),
       quality: message.quality === 0 ? QUALITY_DEFAULT : message.quality,
     },
+    previewEverySteps: message.previewEverySteps,
   };
 }
 
@@ -78,7 +79,6 @@ function refuseUnsupported(message: GenerateRequest): void {
   const asked = {
     resume_from: message.resumeFrom.length > 0,
     checkpoint_every_steps: message.checkpointEverySteps > 0,
-    preview_every_steps: message.previewEverySteps > 0,
   };
   for (const [field, isAsked] of Object.entries(asked)) {
     if (isAsked) throw refused(field, "is not supported by this worker yet");
@@ -105,8 +105,8 @@ export function wireEvent(event: GenerationEvent): GenerateResponse {
       return create(GenerateResponseSchema, { event: { case: "accepted", value: { backlogMs, stepsTotal } } });
     }
     case "progress": {
-      const { imageIndex, stepsDone } = event;
-      const value = { stage: WIRE_STAGES[event.stage], imageIndex, stepsDone };
+      const { imageIndex, stepsDone, preview } = event;
+      const value = { stage: WIRE_STAGES[event.stage], imageIndex, stepsDone, ...(preview && { preview }) };
       return create(GenerateResponseSchema, { event: { case: "progress", value } });
     }
     case "image": {

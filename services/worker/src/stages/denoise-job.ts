@@ -39,6 +39,14 @@ export interface DenoiseJobOptions {
   readonly guidanceScale: number;
   readonly seed: bigint;
   readonly deadline: Deadline;
+  /** Offer a preview after every this many steps; 0 or absent: never. */
+  readonly previewEverySteps?: number;
+}
+
+/** A clean latent as the sampler sees it coming. */
+export interface Prediction {
+  readonly x0: Float32Array;
+  readonly shape: LatentShape;
 }
 
 /**
@@ -59,6 +67,7 @@ export class DenoiseJob implements StepJob {
   #latent: Float32Array;
   #history: SamplerHistory = EMPTY_HISTORY;
   #cancelled = false;
+  #prediction: Prediction | undefined;
 
   constructor(options: DenoiseJobOptions) {
     this.id = options.id;
@@ -97,6 +106,12 @@ export class DenoiseJob implements StepJob {
     this.#cancelled = true;
   }
 
+  /** What the picture looks like after the last step; undefined where no preview of that step is wanted. */
+  get preview(): Prediction | undefined {
+    const { previewEverySteps: every = 0 } = this.#options;
+    return every > 0 && this.#stepsDone % every === 0 ? this.#prediction : undefined;
+  }
+
   /** The finished latent, in VAE units. */
   get latent(): Float32Array {
     invariant(this.done, "only a finished job has a latent to decode");
@@ -114,7 +129,7 @@ export class DenoiseJob implements StepJob {
 
   advance(predictions: readonly Float32Array[]): void {
     const { plan } = this.#options;
-    const { latent, history } = plan.step({
+    const { latent, x0, history } = plan.step({
       stepIndex: this.#stepIndex,
       latent: this.#latent,
       modelOutput: this.#guided(predictions),
@@ -126,6 +141,7 @@ export class DenoiseJob implements StepJob {
     }
     this.#latent = latent;
     this.#history = history;
+    this.#prediction = { x0, shape: this.shape };
     this.#stepIndex += 1;
     this.#stepsDone += 1;
     if (this.#phase === 0 && this.#stepIndex === plan.stepCount && this.#options.refine)

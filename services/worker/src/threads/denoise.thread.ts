@@ -3,7 +3,7 @@ import type { LatentShape, SchedulerConfig } from "@atelier/diffusion";
 import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
 import { type PlanKey, Plans } from "../plans.ts";
 import { type DenoiseLimits, DenoiseStage, type Unet } from "../stages/denoise.ts";
-import { type Conditioning, DenoiseJob, type RefinePhase } from "../stages/denoise-job.ts";
+import { type Conditioning, DenoiseJob, type Prediction, type RefinePhase } from "../stages/denoise-job.ts";
 import { openNetworks, releaseAll } from "./open-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -23,6 +23,7 @@ export interface DenoiseWork {
   readonly guidanceScale: number;
   readonly seed: bigint;
   readonly deadlineAtMs: number;
+  readonly previewEverySteps: number;
 }
 
 export interface DenoiseResult {
@@ -41,7 +42,7 @@ export interface DenoiseReport {
   readonly rows: number;
   readonly ms: number;
   readonly waiting: number;
-  readonly steps: readonly { readonly id: string; readonly stepsDone: number }[];
+  readonly steps: readonly { readonly id: string; readonly stepsDone: number; readonly preview?: Prediction }[];
 }
 
 await hostStage(openDenoise);
@@ -80,7 +81,7 @@ async function openDenoise(
       const ms = performance.now() - started;
       for (const { id, stepsDone } of stepped) if (stepsDone === 1) jobs.get(id)!.startedAtMs = startedAtMs;
       if (batch !== undefined) {
-        const steps = stepped.map(({ id, stepsDone }) => ({ id, stepsDone }));
+        const steps = stepped.map(({ id, stepsDone, preview }) => ({ id, stepsDone, ...(preview && { preview }) }));
         reply.report({
           model: batch.model,
           shape: batch.shape,
