@@ -41,7 +41,7 @@ describe("the worker's pipeline", () => {
   beforeAll(async () => {
     pipeline = await createPipeline({
       bundleDirs: [bundleDir],
-      device: { provider: "cpu", threads: 2 },
+      device: { kind: "onnx", provider: "cpu", threads: 2 },
       limits: { queueMax: golden.cases.length, stepBatchMax: 4 },
       onFatal: (error) => {
         throw error;

@@ -29,7 +29,7 @@ async function main(): Promise<void> {
 
   const pipeline = await createPipeline({
     bundleDirs: config.bundleDirs,
-    device: { provider, threads: config.threads },
+    device: { kind: "onnx", provider, threads: config.threads },
     limits: config,
     observer: metrics,
     onFatal: fail,

@@ -13,7 +13,7 @@ describe("a pipeline driven directly", () => {
   beforeAll(async () => {
     pipeline = await createPipeline({
       bundleDirs: [TEST_BUNDLE],
-      device: { provider: "cpu", threads: 1 },
+      device: { kind: "onnx", provider: "cpu", threads: 1 },
       limits: { queueMax: 8, stepBatchMax: 2 },
       observer: { ran: ({ rows }) => ran.push(rows), stageTook: () => {} },
       onFatal: (error) => {

@@ -5,7 +5,10 @@ import { openOnnxDevice } from "./onnx/onnx-device.ts";
 import type { ProviderName } from "./onnx/providers.ts";
 
 /** What a stage's thread is told of the device: plain data, so that it crosses threads. */
-export interface DeviceSpec {
+export type DeviceSpec = OnnxDeviceSpec;
+
+export interface OnnxDeviceSpec {
+  readonly kind: "onnx";
   readonly provider: ProviderName;
   /** CPU threads that one network may use; the others' share of it is the device's choice. */
   readonly threads: number;
@@ -17,21 +20,79 @@ export interface NetworkFiles {
   readonly textEncoderPath: string;
   readonly unetPath: string;
   readonly vaeDecoderPath: string;
+  readonly vaeEncoderPath?: string;
 }
 
 /** Holds memory on the device until released; never while a call runs. */
 export interface Releasable {
+  /** Bytes of the files that its sessions have read, once for each session: they share no weights. May grow. */
+  readonly weightsBytes: number;
   release(): Promise<void>;
 }
 
 /**
- * Opens networks. Each stage opens its own kind, in its own thread.
+ * Where step batches run. Calls on one lane follow one another; lanes run beside one another, except that `wide` and
+ * `narrow` want the same cores: run either the one or the others.
+ */
+export interface UnetLanes {
+  /** Has all of the device, and is there from the start. */
+  readonly wide: UnetLane;
+  /**
+   * One CPU thread each; empty until `openNarrow`, then it grows, lane by lane. Several of them make more rows a second
+   * than `wide`, and each makes one row more slowly.
+   */
+  readonly narrow: readonly UnetLane[];
+  /** How many `narrow` will be: as many as there are threads, where there are several; 0 on a GPU. */
+  readonly narrowMax: number;
+  /**
+   * Opens the narrow lanes, beside whatever runs. Each takes as much memory as `wide`, and opening takes cores, so it is
+   * for when there is work for several: a machine that draws one picture at a time never pays for them.
+   * Further calls give the same promise, which settles when no more will come.
+   *
+   * @throws ServingError of the first lane that could not be opened; those that were stay.
+   */
+  openNarrow(): Promise<void>;
+}
+
+export interface UnetLane extends Unet {
+  /** CPU threads that a run uses. On a GPU it says nothing. */
+  readonly threads: number;
+}
+
+/** Pictures to latents. */
+export interface VaeEncoder {
+  /**
+   * What the graph gives for one picture, `pixels` [3, height, width] of -1..1, flat. It belongs to the device and
+   * holds until the next call.
+   */
+  encode(work: {
+    readonly pixels: Float32Array;
+    readonly width: number;
+    readonly height: number;
+  }): Promise<EncodedPicture>;
+}
+
+/**
+ * [channels, height, width], flat, in VAE units. As many channels as the latent has: a mean or one sample, as exported;
+ * twice as many: the means, then the logarithms of the variances.
+ */
+export interface EncodedPicture {
+  readonly values: Float32Array;
+  readonly channels: number;
+  readonly height: number;
+  readonly width: number;
+}
+
+/**
+ * Opens networks, each in threads of its own: opening and running never block the caller's.
  * All throw ServingError INVALID_BUNDLE naming the file, or DEVICE_UNAVAILABLE naming the provider.
  */
 export interface Device {
   openTextEncoder(files: NetworkFiles): Promise<TextEncoder & Releasable>;
-  openUnet(files: NetworkFiles): Promise<Unet & Releasable>;
+  openUnet(files: NetworkFiles): Promise<UnetLanes & Releasable>;
   openVaeDecoder(files: NetworkFiles): Promise<VaeDecoder & Releasable>;
+  /** @throws ServingError INVALID_BUNDLE also where the bundle has none. */
+  openVaeEncoder(files: NetworkFiles): Promise<VaeEncoder & Releasable>;
 }
 
 export function openDevice(spec: DeviceSpec): Device {

@@ -9,6 +9,8 @@ export interface UnetRow {
   readonly timestep: number;
   /** Text embedding, [sequenceLength, width], flat. */
   readonly conditioning: Float32Array;
+  /** What else the graph takes for each row, by the input's name, one dimension each: SDXL's text_embeds and time_ids. */
+  readonly extras?: Readonly<Record<string, Float32Array>>;
 }
 
 /** Rows that one U-Net run can take together: same network, same shapes. */

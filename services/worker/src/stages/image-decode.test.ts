@@ -80,9 +80,9 @@ describe("ImageDecodeStage", () => {
 function imageDecodeStage({ waitingMax = 10 } = {}) {
   const decoded: number[][] = [];
   const vae = {
-    async decode({ latent }: { latent: Float32Array }) {
-      decoded.push([...latent]);
-      return { pixels: new Float32Array(3), width: 1, height: 1 };
+    async decode({ latents }: { latents: readonly Float32Array[] }) {
+      decoded.push([...latents[0]!]);
+      return [{ pixels: new Float32Array(3), width: 1, height: 1 }];
     },
   };
   return { stage: new ImageDecodeStage(vae, encodeImage, { waitingMax }), decoded };

@@ -5,10 +5,19 @@ import type { EncodedImage, ImageEncoding, RgbImage } from "./image-file.ts";
 /** What the image-decode stage needs of a device. */
 export interface VaeDecoder {
   /**
-   * The picture of one latent, [3, height, width] of -1..1, flat; it belongs to the device and holds until the next
-   * call. `latent` is in VAE units: what the denoise stage makes, divided by the scaling factor.
+   * The picture of each latent, [3, height, width] of -1..1, flat; they belong to the device and hold until the next
+   * call. Not re-entrant.
    */
-  decode(work: { model: string; latent: Float32Array; shape: LatentShape }): Promise<DecodedPixels>;
+  decode(work: DecodeWork): Promise<readonly DecodedPixels[]>;
+}
+
+export interface DecodeWork {
+  readonly model: string;
+  /** In VAE units: what the denoise stage makes, divided by the scaling factor. All of one shape. */
+  readonly latents: readonly Float32Array[];
+  readonly shape: LatentShape;
+  /** With all of the device's threads, for when nothing else runs; otherwise with one. */
+  readonly wide: boolean;
 }
 
 export interface DecodedPixels {
@@ -90,8 +99,8 @@ export class ImageDecodeStage {
   async #decode({ model, latent, shape, scaling, encoding }: DecodeJob): Promise<EncodedImage> {
     const { scalingFactor, shiftFactor } = scaling;
     const unscaled = latent.map((x) => x / scalingFactor + shiftFactor);
-    const decoded = await this.#vae.decode({ model, latent: unscaled, shape });
-    return this.#encode(toRgb(decoded), encoding);
+    const [decoded] = await this.#vae.decode({ model, latents: [unscaled], shape, wide: true });
+    return this.#encode(toRgb(decoded!), encoding);
   }
 }
 

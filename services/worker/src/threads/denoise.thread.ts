@@ -54,7 +54,7 @@ async function openDenoise(
   const unets = await openNetworks(device, models, (opener, files) => opener.openUnet(files));
   const plans = new Map(models.map(({ model, scheduler }) => [model, new Plans(scheduler)]));
   const jobs = new Map<string, { job: DenoiseJob; startedAtMs: number | undefined }>();
-  const unet: Unet = { predictNoise: (batch) => unets.get(batch.model)!.predictNoise(batch) };
+  const unet: Unet = { predictNoise: (batch) => unets.get(batch.model)!.wide.predictNoise(batch) };
   const stage = new DenoiseStage<DenoiseJob>(unet, limits);
 
   return {

@@ -32,7 +32,15 @@ async function openTextEncode(
   const opened = await openNetworks(device, models, async (opener, { tokenizerDir, digest, ...files }) => {
     const reader = await openPromptReader(tokenizerDir);
     const encoder = await opener.openTextEncoder(files);
-    return { reader, encoder, digest, release: () => encoder.release() };
+    return {
+      reader,
+      encoder,
+      digest,
+      get weightsBytes() {
+        return encoder.weightsBytes;
+      },
+      release: () => encoder.release(),
+    };
   });
   const stage = new TextEncodeStage(opened, limits);
 

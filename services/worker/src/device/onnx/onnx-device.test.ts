@@ -4,15 +4,15 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { UnetRow } from "../../stages/denoise.ts";
 import { FLOAT16, FLOAT32, type NodeSpec, onnxModel, type TensorSpec } from "../../testing/onnx-model.ts";
-import { openDevice } from "../device.ts";
+import { type NetworkFiles, openDevice } from "../device.ts";
 import { probeProvider } from "./providers.ts";
 
-const device = openDevice({ provider: "cpu", threads: 1 });
+const device = openDevice({ kind: "onnx", provider: "cpu", threads: 1 });
 
 describe("the U-Net on onnxruntime", () => {
   it("predicts each row from its own sample, timestep and text", async () => {
     const unet = await open({ timestep: { type: "float32", shape: ["b"] } });
-    const predictions = await unet.predictNoise(batch([row(1, 10.5, 3), row(2, 999, 5)]));
+    const predictions = await unet.wide.predictNoise(batch([row(1, 10.5, 3), row(2, 999, 5)]));
     expect(predictions.map((values) => [...values])).toEqual([filled(1 * 10.5 + 3), filled(2 * 999 + 5)]);
     await unet.release();
   });
@@ -25,38 +25,84 @@ describe("the U-Net on onnxruntime", () => {
     ["one for the run, 32-bit", { type: "int32", shape: [1] }],
   ] as const)("follows exports whose timestep is %s, in a batch of several timesteps", async (_, timestep) => {
     const unet = await open({ timestep });
-    const predictions = await unet.predictNoise(batch([row(1, 10, 3), row(2, 20, 5), row(3, 10, 7)]));
+    const predictions = await unet.wide.predictNoise(batch([row(1, 10, 3), row(2, 20, 5), row(3, 10, 7)]));
     expect(predictions.map((values) => values[0])).toEqual([13, 45, 37]);
     await unet.release();
   });
 
   it("gives graphs of whole timesteps the nearest, not the next below", async () => {
     const unet = await open({ timestep: { type: "int64", shape: ["b"] } });
-    const [prediction] = await unet.predictNoise(batch([row(1, 979.97, 0)]));
+    const [prediction] = await unet.wide.predictNoise(batch([row(1, 979.97, 0)]));
     expect(prediction![0]).toBe(980);
     await unet.release();
   });
 
   it("follows exports in float16", async () => {
     const unet = await open({ timestep: { type: "float16", shape: ["b"] }, floats: "float16" });
-    const predictions = await unet.predictNoise(batch([row(0.5, 10, 3), row(2, 20, 5)]));
+    const predictions = await unet.wide.predictNoise(batch([row(0.5, 10, 3), row(2, 20, 5)]));
     expect(predictions.map((values) => [...values])).toEqual([filled(8), filled(45)]);
+    await unet.release();
+  });
+
+  it("feeds what a row brings besides, by name", async () => {
+    const path = await write("unet", {
+      inputs: [...unetInputs("float32", { type: "float32", shape: ["b"] }), tensor("time_ids", "float32", ["b", 2])],
+      outputs: [tensor("out_sample", "float32", ["b", 2])],
+      nodes: [{ op: "Identity", inputs: ["time_ids"], output: "out_sample" }],
+    });
+    const unet = await device.openUnet(files({ unetPath: path }));
+    const shape = { channels: 2, height: 1, width: 1 }; // as many values as there are time ids
+    const sized = (...ids: number[]) => ({
+      ...row(0, 0, 0),
+      sample: new Float32Array(2),
+      extras: { time_ids: Float32Array.from(ids) },
+    });
+    const predictions = await unet.wide.predictNoise({ ...batch([sized(512, 768), sized(1024, 8)]), shape });
+    expect(predictions.map((values) => [...values])).toEqual([
+      [512, 768],
+      [1024, 8],
+    ]);
+    await expect(unet.wide.predictNoise(batch([row(1, 1, 1)]))).rejects.toThrow(/asks for: time_ids/);
+    await unet.release();
+  });
+
+  it("refuses at once a graph that asks for what nobody here has, naming it", async () => {
+    const path = await write("unet", {
+      inputs: [...unetInputs("float32", { type: "float32", shape: ["b"] }), tensor("depth", "float32", ["b", 1])],
+      outputs: [tensor("out_sample", "float32", ["b", 1])],
+      nodes: [{ op: "Identity", inputs: ["depth"], output: "out_sample" }],
+    });
+    await expect(device.openUnet(files({ unetPath: path }))).rejects.toMatchObject({
+      code: "INVALID_BUNDLE",
+      detail: "unet/model.onnx: asks for inputs that are not known: depth",
+    });
+  });
+
+  it("says that a run failed and why, and goes on", async () => {
+    const unet = await open({ timestep: { type: "float32", shape: ["b"] } });
+    const bad = { ...row(1, 1, 1), conditioning: new Float32Array(SEQUENCE * 3) }; // the graph wants four of each
+    await expect(unet.wide.predictNoise(batch([bad]))).rejects.toMatchObject({
+      code: "INTERNAL",
+      detail: expect.stringMatching(/onnxruntime: .*encoder_hidden_states/s),
+    });
+    const [good] = await unet.wide.predictNoise(batch([row(1, 10, 3)]));
+    expect(good![0]).toBe(13);
     await unet.release();
   });
 
   it("notices when another job has taken a row", async () => {
     const unet = await open({ timestep: { type: "float32", shape: ["b"] } });
-    await unet.predictNoise(batch([row(1, 1, 3), row(1, 1, 5)]));
+    await unet.wide.predictNoise(batch([row(1, 1, 3), row(1, 1, 5)]));
     const stays = row(1, 1, 5);
-    const first = await unet.predictNoise(batch([stays, row(1, 1, 9)]));
+    const first = await unet.wide.predictNoise(batch([stays, row(1, 1, 9)]));
     expect(first.map((values) => values[0])).toEqual([6, 10]);
-    const second = await unet.predictNoise(batch([row(1, 1, 2), stays]));
+    const second = await unet.wide.predictNoise(batch([row(1, 1, 2), stays]));
     expect(second.map((values) => values[0])).toEqual([3, 6]);
     await unet.release();
   });
 });
 
-describe("the VAE decoder and the text encoder on onnxruntime", () => {
+describe("the VAE and the text encoder on onnxruntime", () => {
   it("decodes to a picture of the size that the graph makes", async () => {
     const path = await write("vae", {
       inputs: [tensor("latent_sample", "float32", ["b", 3, "h", "w"])],
@@ -65,10 +111,31 @@ describe("the VAE decoder and the text encoder on onnxruntime", () => {
     });
     const decoder = await device.openVaeDecoder(files({ vaeDecoderPath: path }));
     const shape = { channels: 3, height: 1, width: 2 };
-    const decoded = await decoder.decode({ model: "m", latent: Float32Array.of(1, 2, 3, 4, 5, 6), shape });
-    expect(decoded).toMatchObject({ width: 2, height: 1 });
-    expect([...decoded.pixels]).toEqual([-1, -2, -3, -4, -5, -6]);
+    const first = Float32Array.of(1, 2, 3, 4, 5, 6);
+    const second = first.map((x) => 10 * x);
+    const decoded = await decoder.decode({ model: "m", latents: [first, second], shape, wide: true });
+    expect(decoded.map(({ width, height, pixels }) => [width, height, ...pixels])).toEqual([
+      [2, 1, -1, -2, -3, -4, -5, -6],
+      [2, 1, -10, -20, -30, -40, -50, -60],
+    ]);
+    const [narrow] = await decoder.decode({ model: "m", latents: [second], shape, wide: false });
+    expect(narrow!.pixels[5]).toBe(-60);
     await decoder.release();
+  });
+
+  it("encodes a picture to as many channels as the graph gives", async () => {
+    const path = await write("vae_encoder", {
+      inputs: [tensor("sample", "float16", ["b", 3, "h", "w"])],
+      outputs: [tensor("latent_parameters", "float16", ["b", 6, "h", "w"])],
+      nodes: [{ op: "Concat", inputs: ["sample", "sample"], output: "latent_parameters", attributes: { axis: 1 } }],
+    });
+    const encoder = await device.openVaeEncoder(files({ vaeEncoderPath: path }));
+    for (const pixels of [Float32Array.of(1, 2, 3, 4, 5, 6), Float32Array.of(6, 5, 4, 3, 2, 1)]) {
+      const encoded = await encoder.encode({ pixels, width: 2, height: 1 });
+      expect(encoded).toMatchObject({ channels: 6, height: 1, width: 2 });
+      expect([...encoded.values]).toEqual([...pixels, ...pixels]);
+    }
+    await encoder.release();
   });
 
   it.each(["int64", "int32"] as const)("feeds ids as %s and gives each chunk's embedding", async (type) => {
@@ -140,15 +207,19 @@ async function open(options: { timestep: Omit<TensorSpec, "name">; floats?: "flo
     { op: "Add", inputs: ["scaled", "shift"], output: "out_sample" },
   ];
   const path = await write("unet", {
-    inputs: [
-      tensor("sample", floats, ["b", SHAPE.channels, "h", "w"]),
-      { name: "timestep", ...timestep },
-      tensor("encoder_hidden_states", floats, ["b", "n", 4]),
-    ],
+    inputs: unetInputs(floats, timestep),
     outputs: [tensor("out_sample", floats, ["b", SHAPE.channels, "h", "w"])],
     nodes,
   });
   return device.openUnet(files({ unetPath: path }));
+}
+
+function unetInputs(floats: "float32" | "float16", timestep: Omit<TensorSpec, "name">): TensorSpec[] {
+  return [
+    tensor("sample", floats, ["b", SHAPE.channels, "h", "w"]),
+    { name: "timestep", ...timestep },
+    tensor("encoder_hidden_states", floats, ["b", "n", 4]),
+  ];
 }
 
 function batch(rows: readonly UnetRow[]) {
@@ -178,6 +249,6 @@ async function write(name: string, model: Parameters<typeof onnxModel>[0]): Prom
   return path;
 }
 
-function files(paths: { unetPath?: string; vaeDecoderPath?: string; textEncoderPath?: string }) {
+function files(paths: Partial<NetworkFiles>): NetworkFiles {
   return { model: "m", unetPath: "", vaeDecoderPath: "", textEncoderPath: "", ...paths };
 }

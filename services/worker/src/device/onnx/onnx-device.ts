@@ -1,21 +1,51 @@
-import type { Device, DeviceSpec } from "../device.ts";
+import type { Device, OnnxDeviceSpec } from "../device.ts";
+import { invalidGraph, NetworkSession } from "./network-session.ts";
 import { OnnxTextEncoder } from "./onnx-text-encoder.ts";
 import { OnnxUnet } from "./onnx-unet.ts";
+import { OnnxUnetLanes } from "./onnx-unet-lanes.ts";
 import { OnnxVaeDecoder } from "./onnx-vae-decoder.ts";
-import { openSession } from "./session.ts";
+import { OnnxVaeEncoder } from "./onnx-vae-encoder.ts";
 
 /**
- * onnxruntime, one session for each network.
+ * onnxruntime, each session in a thread of its own.
  *
- * The U-Net takes nearly all of a request's time and gets every thread. A text encoder runs once for each prompt: one
- * thread is enough, and leaves the U-Net the rest.
+ * The U-Net takes nearly all of a request's time and gets every thread, in one session or in several. A text encoder
+ * runs once for each prompt, and a VAE encoder once for each picture to start from: one thread is enough for them, and
+ * leaves the U-Net the rest.
  */
-export function openOnnxDevice({ provider, threads }: DeviceSpec): Device {
+export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
+  const wide = (path: string) => NetworkSession.open(path, { provider, threads });
+  const narrow = (path: string) => NetworkSession.open(path, { provider, threads: 1 });
+  const severalThreads = provider === "cpu" && threads > 1;
   return {
     openTextEncoder: async ({ textEncoderPath }) =>
-      new OnnxTextEncoder(await openSession(textEncoderPath, { provider, threads: 1 }), textEncoderPath),
-    openUnet: async ({ unetPath }) => new OnnxUnet(await openSession(unetPath, { provider, threads }), unetPath),
+      understood(await narrow(textEncoderPath), (session) => new OnnxTextEncoder(session)),
+    openUnet: async ({ unetPath }) =>
+      new OnnxUnetLanes(await understood(await wide(unetPath), (session) => new OnnxUnet(session, threads)), {
+        max: severalThreads ? threads : 0,
+        open: async () => understood(await narrow(unetPath), (session) => new OnnxUnet(session, 1)),
+      }),
     openVaeDecoder: async ({ vaeDecoderPath }) =>
-      new OnnxVaeDecoder(await openSession(vaeDecoderPath, { provider, threads }), vaeDecoderPath),
+      understood(
+        await wide(vaeDecoderPath),
+        (session) => new OnnxVaeDecoder(session, severalThreads ? () => narrow(vaeDecoderPath) : undefined),
+      ),
+    openVaeEncoder: async ({ model, vaeEncoderPath }) => {
+      if (vaeEncoderPath === undefined) throw invalidGraph("vae_encoder/model.onnx", `"${model}" has none`);
+      return understood(await narrow(vaeEncoderPath), (session) => new OnnxVaeEncoder(session));
+    },
   };
+}
+
+/** A session whose graph is not what it should be is released again, so that its thread ends. */
+async function understood<Network>(
+  session: NetworkSession,
+  read: (session: NetworkSession) => Network,
+): Promise<Network> {
+  try {
+    return read(session);
+  } catch (error) {
+    await session.release();
+    throw error;
+  }
 }

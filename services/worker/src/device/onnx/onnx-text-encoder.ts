@@ -1,39 +1,41 @@
 import { invariant } from "@atelier/core";
-import { type InferenceSession, Tensor } from "onnxruntime-node";
 import type { TextEncoder, TokenIds } from "../../stages/text-encode.ts";
 import type { Releasable } from "../device.ts";
-import { asFloat32 } from "./float-input.ts";
-import { runSession } from "./session.ts";
-import { tensorPort } from "./tensor-port.ts";
+import type { NetworkSession } from "./network-session.ts";
+import { FLOATS, INTEGERS, type TensorPort, tensorPort } from "./tensor-port.ts";
+
+const OUTPUT = "last_hidden_state";
 
 /** A CLIP text encoder: `input_ids` [rows, length] to `last_hidden_state` [rows, length, width]. */
 export class OnnxTextEncoder implements TextEncoder, Releasable {
-  readonly #session: InferenceSession;
-  readonly #idType: string;
+  readonly #session: NetworkSession;
+  readonly #ids: TensorPort<"int64" | "int32">;
 
-  /** @throws ServingError INVALID_BUNDLE naming `path` when the graph is no such encoder. */
-  constructor(session: InferenceSession, path: string) {
+  /** @throws ServingError INVALID_BUNDLE naming the file when the graph is no such encoder. */
+  constructor(session: NetworkSession) {
+    const { path } = session;
     this.#session = session;
-    this.#idType = tensorPort(session.inputMetadata, "input_ids", path).type;
-    tensorPort(session.outputMetadata, "last_hidden_state", path);
+    this.#ids = tensorPort(session.inputs, { name: "input_ids", types: INTEGERS, path });
+    tensorPort(session.outputs, { name: OUTPUT, types: FLOATS, path });
   }
 
   async encode(rows: readonly TokenIds[]): Promise<readonly Float32Array[]> {
     const length = rows[0]!.length;
-    invariant(
-      rows.every((row) => row.length === length),
-      "all chunks have one length",
-    );
-    const ids = rows.flatMap((row) => Array.from(row));
-    const dims = [rows.length, length];
-    const input =
-      this.#idType === "int64"
-        ? new Tensor("int64", BigInt64Array.from(ids, BigInt), dims)
-        : new Tensor("int32", Int32Array.from(ids), dims);
-    const results = await runSession(this.#session, { input_ids: input });
-    const values = asFloat32(results["last_hidden_state"] as Tensor);
+    const { name, type } = this.#ids;
+    const binding = this.#session.binding({ [name]: { type, dims: [rows.length, length] } }, [OUTPUT]);
+    rows.forEach((row, i) => {
+      invariant(row.length === length, "all chunks have one length");
+      if (type === "int32") (binding.feeds[name] as Int32Array).set(row, i * length);
+      else (binding.feeds[name] as BigInt64Array).set(BigInt64Array.from(row, BigInt), i * length);
+    });
+    await this.#session.run(binding);
+    const { values } = binding.outputs[OUTPUT]!;
     const size = values.length / rows.length;
     return rows.map((_, i) => values.subarray(i * size, (i + 1) * size));
+  }
+
+  get weightsBytes(): number {
+    return this.#session.weightsBytes;
   }
 
   release(): Promise<void> {

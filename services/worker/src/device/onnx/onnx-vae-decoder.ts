@@ -1,34 +1,58 @@
-import type { LatentShape } from "@atelier/diffusion";
-import type { InferenceSession, Tensor } from "onnxruntime-node";
-import type { DecodedPixels, VaeDecoder } from "../../stages/image-decode.ts";
+import type { DecodedPixels, DecodeWork, VaeDecoder } from "../../stages/image-decode.ts";
 import type { Releasable } from "../device.ts";
-import { asFloat32, type FloatType, floatInput } from "./float-input.ts";
-import { runSession } from "./session.ts";
-import { floatType, tensorPort } from "./tensor-port.ts";
+import type { NetworkSession } from "./network-session.ts";
+import { FLOATS, type FloatType, type TensorPort, tensorPort } from "./tensor-port.ts";
 
-/** A VAE decoder: one input [1, channels, h, w], one output [1, 3, H, W]. */
+const INPUT = "latent_sample";
+
+/** A VAE decoder: `latent_sample` [rows, channels, h, w], one output [rows, 3, H, W]. */
 export class OnnxVaeDecoder implements VaeDecoder, Releasable {
-  readonly #session: InferenceSession;
-  readonly #inputType: FloatType;
-  readonly #outputName: string;
+  readonly #wide: NetworkSession;
+  readonly #openNarrow: (() => Promise<NetworkSession>) | undefined;
+  #narrow: NetworkSession | undefined;
+  readonly #input: TensorPort<FloatType>;
+  readonly #output: string;
 
-  /** @throws ServingError INVALID_BUNDLE naming `path` when the graph is no such decoder. */
-  constructor(session: InferenceSession, path: string) {
-    this.#session = session;
-    this.#inputType = floatType(tensorPort(session.inputMetadata, "latent_sample", path), path);
-    this.#outputName = tensorPort(session.outputMetadata, session.outputNames[0], path).name;
+  /**
+   * `openNarrow` opens a session of one thread, at its first use; undefined on a device where it would be no other.
+   *
+   * @throws ServingError INVALID_BUNDLE naming the file when the graph is no such decoder.
+   */
+  constructor(wide: NetworkSession, openNarrow: (() => Promise<NetworkSession>) | undefined) {
+    const { path, inputs, outputs } = wide;
+    this.#wide = wide;
+    this.#openNarrow = openNarrow;
+    this.#input = tensorPort(inputs, { name: INPUT, types: FLOATS, path });
+    this.#output = tensorPort(outputs, { name: outputs[0]?.name, types: FLOATS, path }).name;
   }
 
-  async decode({ latent, shape }: { latent: Float32Array; shape: LatentShape }): Promise<DecodedPixels> {
-    const input = floatInput(this.#inputType, [1, shape.channels, shape.height, shape.width]);
-    input.values.set(latent);
-    const results = await runSession(this.#session, { latent_sample: input.tensor });
-    const output = results[this.#outputName] as Tensor;
-    const [, , height, width] = output.dims as [number, number, number, number];
-    return { pixels: asFloat32(output), width, height };
+  async decode({ latents, shape, wide }: DecodeWork): Promise<readonly DecodedPixels[]> {
+    const session = await this.#session(wide);
+    const dims = [latents.length, shape.channels, shape.height, shape.width];
+    const binding = session.binding({ [INPUT]: { type: this.#input.type, dims } }, [this.#output]);
+    const input = binding.feeds[INPUT] as Float32Array;
+    latents.forEach((latent, i) => {
+      input.set(latent, i * latent.length);
+    });
+    await session.run(binding);
+    const { values, dims: outputDims } = binding.outputs[this.#output]!;
+    const [, , height, width] = outputDims as [number, number, number, number];
+    const size = values.length / latents.length;
+    return latents.map((_, i) => ({ pixels: values.subarray(i * size, (i + 1) * size), width, height }));
   }
 
-  release(): Promise<void> {
-    return this.#session.release();
+  async #session(wide: boolean): Promise<NetworkSession> {
+    if (wide || this.#openNarrow === undefined) return this.#wide;
+    this.#narrow ??= await this.#openNarrow();
+    return this.#narrow;
+  }
+
+  get weightsBytes(): number {
+    return this.#wide.weightsBytes + (this.#narrow?.weightsBytes ?? 0);
+  }
+
+  async release(): Promise<void> {
+    await this.#wide.release();
+    await this.#narrow?.release();
   }
 }

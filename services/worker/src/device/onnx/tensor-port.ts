@@ -1,28 +1,29 @@
 import type { InferenceSession } from "onnxruntime-node";
-import type { FloatType } from "./float-input.ts";
-import { invalidGraph } from "./session.ts";
+import type { TensorType } from "./network-messages.ts";
+import { invalidGraph } from "./network-session.ts";
 
 /** One tensor that a graph takes or gives. */
-export interface TensorPort {
+export interface TensorPort<Type extends TensorType = TensorType> {
   readonly name: string;
-  readonly type: string;
+  readonly type: Type;
   /** A string where the size is open. */
   readonly shape: readonly (number | string)[];
 }
 
-/** @throws ServingError INVALID_BUNDLE when there is no such tensor. */
-export function tensorPort(
-  metadata: readonly InferenceSession.ValueMetadata[],
-  name: string | undefined,
-  path: string,
-): TensorPort {
-  const found = metadata.find((value) => value.name === name);
-  if (found?.isTensor) return found;
-  throw invalidGraph(path, `has no tensor "${name}"; it has ${metadata.map((value) => value.name).join(", ")}`);
-}
+export const FLOATS = ["float32", "float16"] as const;
+export const INTEGERS = ["int64", "int32"] as const;
+export type FloatType = (typeof FLOATS)[number];
 
-/** @throws ServingError INVALID_BUNDLE when the tensor is not of floats. */
-export function floatType(port: TensorPort, path: string): FloatType {
-  if (port.type === "float32" || port.type === "float16") return port.type;
-  throw invalidGraph(path, `"${port.name}" is of ${port.type}; float32 or float16 is needed`);
+/** @throws ServingError INVALID_BUNDLE when there is no such tensor, or it is of none of the types. */
+export function tensorPort<Type extends TensorType>(
+  metadata: readonly InferenceSession.ValueMetadata[],
+  { name, types, path }: { readonly name: string | undefined; readonly types: readonly Type[]; readonly path: string },
+): TensorPort<Type> {
+  const found = metadata.find((value) => value.name === name);
+  if (!found?.isTensor) {
+    throw invalidGraph(path, `has no tensor "${name}"; it has ${metadata.map((value) => value.name).join(", ")}`);
+  }
+  const type = types.find((candidate) => candidate === found.type);
+  if (type !== undefined) return { name: found.name, type, shape: found.shape };
+  throw invalidGraph(path, `"${name}" is of ${found.type}; ${types.join(" or ")} is needed`);
 }
