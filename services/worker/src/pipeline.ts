@@ -91,13 +91,18 @@ export async function createPipeline(options: PipelineOptions): Promise<Pipeline
   const backlog = new Backlog(times);
   // The threads report before the pipeline exists; nothing runs in them before it does.
   let pipeline: Pipeline | undefined;
+  const numImagesMax = Math.max(...[...models.values()].map(({ limits }) => limits.numImagesMax));
   const threads = await openStageThreads({
     ...options,
-    models,
+    limits: { ...options.limits, numImagesMax },
     onReport: (report) => pipeline?.heardReport(report),
-  }).catch((error: unknown) => {
-    throw error instanceof AggregateError ? allOf(error.errors) : error;
   });
+  const opened = await Promise.allSettled([...models.values()].map((model) => threads.openModel(model)));
+  const failures = opened.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
+  if (failures.length > 0) {
+    await threads.close();
+    throw allOf(failures.flatMap((failure) => (failure instanceof AggregateError ? failure.errors : [failure])));
+  }
   pipeline = new Pipeline(options, { models, threads, times, backlog });
   return pipeline;
 }

@@ -40,6 +40,9 @@ export interface TextModel {
   readonly digest: string;
 }
 
+/** Those that are open; they come and go, and work is only given for one that is there. */
+export type TextModels = Pick<ReadonlyMap<string, TextModel>, "get">;
+
 export interface TextEncodeJob {
   readonly id: string;
   readonly model: string;
@@ -69,13 +72,13 @@ export interface TextEncodeLimits {
 
 /** Turns prompts into embeddings, those that wait at one time together. Keeps the embeddings last used. */
 export class TextEncodeStage {
-  readonly #models: ReadonlyMap<string, TextModel>;
+  readonly #models: TextModels;
   readonly #limits: TextEncodeLimits;
   readonly #kept = new Map<string, Float32Array>(); // the longest unused first
   readonly #cancelled = new Set<string>();
   #waiting: TextEncodeJob[] = [];
 
-  constructor(models: ReadonlyMap<string, TextModel>, limits: TextEncodeLimits) {
+  constructor(models: TextModels, limits: TextEncodeLimits) {
     this.#models = models;
     this.#limits = limits;
   }

@@ -1,16 +1,19 @@
 import { Deadline, systemClock } from "@atelier/core";
 import type { LatentShape, SchedulerConfig } from "@atelier/diffusion";
-import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
 import { type PlanKey, Plans } from "../plans.ts";
 import { type DenoiseLimits, DenoiseStage, type Unet } from "../stages/denoise.ts";
 import { type Conditioning, DenoiseJob, type Prediction, type RefinePhase } from "../stages/denoise-job.ts";
-import { openNetworks, releaseAll } from "./open-networks.ts";
+import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
 export interface DenoiseData {
   readonly device: DeviceSpec;
-  readonly models: readonly (NetworkFiles & { readonly scheduler: SchedulerConfig })[];
   readonly limits: DenoiseLimits;
+}
+
+export interface DenoiseFiles extends NetworkFiles {
+  readonly scheduler: SchedulerConfig;
 }
 
 export interface DenoiseWork {
@@ -47,19 +50,29 @@ export interface DenoiseReport {
 
 await hostStage(openDenoise);
 
-async function openDenoise(
-  { device, models, limits }: DenoiseData,
+function openDenoise(
+  { device, limits }: DenoiseData,
   reply: Reply<DenoiseResult, DenoiseReport>,
-): Promise<HostedStage<DenoiseWork, DenoiseCommand>> {
-  const unets = await openNetworks(device, models, (opener, files) => opener.openUnet(files));
-  const plans = new Map(models.map(({ model, scheduler }) => [model, new Plans(scheduler)]));
+): HostedStage<DenoiseWork, DenoiseCommand, DenoiseFiles> {
+  const opener = openDevice(device);
+  const models = new ModelNetworks(async ({ scheduler, ...files }: DenoiseFiles) => {
+    const unet = await opener.openUnet(files);
+    return {
+      unet,
+      plans: new Plans(scheduler),
+      weightsBytes: unet.weightsBytes,
+      release: () => unet.release(),
+    };
+  });
   const jobs = new Map<string, { job: DenoiseJob; startedAtMs: number | undefined }>();
-  const unet: Unet = { predictNoise: (batch) => unets.get(batch.model)!.wide.predictNoise(batch) };
+  const unet: Unet = { predictNoise: (batch) => models.get(batch.model).unet.wide.predictNoise(batch) };
   const stage = new DenoiseStage<DenoiseJob>(unet, limits);
 
   return {
+    openModel: (files) => models.open(files),
+    closeModel: (model) => models.close(model),
     enqueue(id, work) {
-      const plan = plans.get(work.model)!.get(work.plan);
+      const plan = models.get(work.model).plans.get(work.plan);
       const deadline = new Deadline(systemClock, work.deadlineAtMs);
       const job = new DenoiseJob({ ...work, id, plan, deadline });
       stage.enqueue(job);
@@ -101,6 +114,6 @@ async function openDenoise(
         reply.failed(job.id, error);
       }
     },
-    release: () => releaseAll(unets),
+    release: () => models.closeAll(),
   };
 }

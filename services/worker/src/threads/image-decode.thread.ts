@@ -1,14 +1,13 @@
 import { Deadline, systemClock } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
-import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
 import { ImageDecodeStage, type LatentScaling, type VaeDecoder } from "../stages/image-decode.ts";
 import { type EncodedImage, encodeImage, type ImageEncoding } from "../stages/image-file.ts";
-import { openNetworks, releaseAll } from "./open-networks.ts";
+import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
 export interface ImageDecodeData {
   readonly device: DeviceSpec;
-  readonly models: readonly NetworkFiles[];
   readonly limits: { readonly waitingMax: number };
 }
 
@@ -23,15 +22,18 @@ export interface ImageDecodeWork {
 
 await hostStage(openImageDecode);
 
-async function openImageDecode(
-  { device, models, limits }: ImageDecodeData,
+function openImageDecode(
+  { device, limits }: ImageDecodeData,
   reply: Reply<EncodedImage, never>,
-): Promise<HostedStage<ImageDecodeWork, never>> {
-  const decoders = await openNetworks(device, models, (opener, files) => opener.openVaeDecoder(files));
-  const vae: VaeDecoder = { decode: (work) => decoders.get(work.model)!.decode(work) };
+): HostedStage<ImageDecodeWork, never, NetworkFiles> {
+  const opener = openDevice(device);
+  const decoders = new ModelNetworks((files: NetworkFiles) => opener.openVaeDecoder(files));
+  const vae: VaeDecoder = { decode: (work) => decoders.get(work.model).decode(work) };
   const stage = new ImageDecodeStage(vae, encodeImage, limits);
 
   return {
+    openModel: (files) => decoders.open(files),
+    closeModel: (model) => decoders.close(model),
     enqueue: (id, { deadlineAtMs, ...work }) =>
       stage.enqueue({ ...work, id, deadline: new Deadline(systemClock, deadlineAtMs) }),
     cancel: (id) => stage.cancel(id),
@@ -45,6 +47,6 @@ async function openImageDecode(
       if (outcome.error !== undefined) reply.failed(outcome.job.id, outcome.error);
       else reply.done(outcome.job.id, outcome.image, [outcome.image.data.buffer]);
     },
-    release: () => releaseAll(decoders),
+    release: () => decoders.closeAll(),
   };
 }

@@ -2,6 +2,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { parentPort, type Transferable, workerData } from "node:worker_threads";
 import { invariant } from "@atelier/core";
 import { type FromThread, failureOf, type ToThread } from "./messages.ts";
+import type { OpenedNetwork } from "./model-networks.ts";
 
 /** How a stage's loop answers. */
 export interface Reply<Result, Report> {
@@ -10,8 +11,12 @@ export interface Reply<Result, Report> {
   report(report: Report): void;
 }
 
-/** A stage as its thread drives it. */
-export interface HostedStage<Work, Command> {
+/** A stage as its thread drives it. It opens without models; they come and go while others run. */
+export interface HostedStage<Work, Command, Files> {
+  /** @throws ServingError naming what could not be opened; nothing of the model is then open. */
+  openModel(files: Files): Promise<OpenedNetwork>;
+  /** Nothing of the model is in the stage. Without effect where it is not open. */
+  closeModel(model: string): Promise<void>;
   /** @throws ServingError when the work cannot be taken. */
   enqueue(id: string, work: Work): void;
   cancel(id: string): void;
@@ -23,26 +28,15 @@ export interface HostedStage<Work, Command> {
   release(): Promise<void>;
 }
 
-/** Several things went wrong while a stage opened; each is told. */
-export class OpenFailures extends Error {
-  override readonly name = "OpenFailures";
-  readonly failures: readonly unknown[];
-
-  constructor(failures: readonly unknown[]) {
-    super(`${failures.length} failures`);
-    this.failures = failures;
-  }
-}
-
 /**
  * The life of a stage's thread: open, then one turn after another for as long as there is work, asleep otherwise.
- * Messages are taken between turns. Ends by itself after "close"; it must not be terminated from outside, since
+ * Messages are taken between turns; models are opened and closed beside them. Ends by itself after "close"; it must not be terminated from outside, since
  * onnxruntime aborts the process when a thread dies in the middle of a run.
  *
  * Anything but a ServingError that rises from a turn is a bug, and ends the thread with an error.
  */
-export async function hostStage<Open, Work, Result, Command, Report>(
-  open: (options: Open, reply: Reply<Result, Report>) => Promise<HostedStage<Work, Command>>,
+export async function hostStage<Open, Work, Result, Command, Report, Files extends { readonly model: string }>(
+  open: (options: Open, reply: Reply<Result, Report>) => HostedStage<Work, Command, Files>,
 ): Promise<void> {
   invariant(parentPort !== null, "a stage runs in a worker thread");
   const port = parentPort;
@@ -54,19 +48,30 @@ export async function hostStage<Open, Work, Result, Command, Report>(
     report: (report) => post({ type: "report", report }),
   };
 
-  let stage: HostedStage<Work, Command>;
+  let stage: HostedStage<Work, Command, Files>;
   try {
-    stage = await open(workerData as Open, reply);
+    stage = open(workerData as Open, reply);
   } catch (error) {
-    const failures = error instanceof OpenFailures ? error.failures : [error];
-    post({ type: "not-opened", failures: failures.map(failureOf) });
+    post({ type: "not-opened", failure: failureOf(error) });
     return;
   }
 
   let closing = false;
   let wake = () => {};
-  const hear = (message: ToThread<Work, Command>) => {
+  const hear = (message: ToThread<Work, Command, Files>) => {
     switch (message.type) {
+      case "open-model": {
+        const { model } = message.files;
+        stage.openModel(message.files).then(
+          (network) => post({ type: "model-opened", model, network }),
+          (error: unknown) => post({ type: "model-not-opened", model, failure: failureOf(error) }),
+        );
+        break;
+      }
+      case "close-model":
+        // A release that fails is a bug, and rises as an unhandled rejection: it ends the thread.
+        void stage.closeModel(message.model).then(() => post({ type: "model-closed", model: message.model }));
+        break;
       case "work":
         try {
           stage.enqueue(message.id, message.work);
@@ -85,7 +90,7 @@ export async function hostStage<Open, Work, Result, Command, Report>(
         break;
     }
   };
-  port.on("message", (messages: readonly ToThread<Work, Command>[]) => {
+  port.on("message", (messages: readonly ToThread<Work, Command, Files>[]) => {
     messages.forEach(hear);
     wake();
   });

@@ -1,10 +1,18 @@
-import type { DeviceSpec } from "../device/device.ts";
+import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
 import type { Model } from "../models.ts";
 import type { EncodedImage } from "../stages/image-file.ts";
-import type { DenoiseCommand, DenoiseData, DenoiseReport, DenoiseResult, DenoiseWork } from "./denoise.thread.ts";
+import type {
+  DenoiseCommand,
+  DenoiseData,
+  DenoiseFiles,
+  DenoiseReport,
+  DenoiseResult,
+  DenoiseWork,
+} from "./denoise.thread.ts";
 import type { ImageDecodeData, ImageDecodeWork } from "./image-decode.thread.ts";
+import type { OpenedNetwork } from "./model-networks.ts";
 import { StageThread } from "./stage-thread.ts";
-import type { TextEncodeData, TextEncodeResult, TextEncodeWork } from "./text-encode.thread.ts";
+import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork } from "./text-encode.thread.ts";
 
 /** Finished latents that may wait for the VAE before denoising starts nothing new. A latent is small: a few hundred KB at most. */
 const UNDECODED_MAX = 16;
@@ -15,83 +23,125 @@ const KEPT_MAX = 256;
 
 /** The three stages, each in a thread of its own. */
 export interface StageThreads {
-  readonly textEncode: StageThread<TextEncodeWork, TextEncodeResult>;
-  readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport>;
-  readonly imageDecode: StageThread<ImageDecodeWork, EncodedImage>;
+  readonly textEncode: StageThread<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>;
+  readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>;
+  readonly imageDecode: StageThread<ImageDecodeWork, EncodedImage, never, never, NetworkFiles>;
+  /**
+   * Opens a model's networks in all three at once, beside what runs there. `onNetwork` hears of each stage's as it is open.
+   *
+   * @throws AggregateError of ServingErrors: everything that could not be opened. What could is closed again.
+   */
+  openModel(model: Model, onNetwork?: (stage: StageName) => void): Promise<OpenedNetwork>;
+  /** Releases a model's networks. Nothing of the model is in any stage. */
+  closeModel(id: string): Promise<void>;
   close(): Promise<void>;
 }
 
+export type StageName = "textEncode" | "denoise" | "imageDecode";
+
 export interface StageThreadsOptions {
-  readonly models: ReadonlyMap<string, Model>;
   readonly device: DeviceSpec;
-  readonly limits: { readonly queueMax: number; readonly stepBatchMax: number };
+  readonly limits: { readonly queueMax: number; readonly stepBatchMax: number; readonly numImagesMax: number };
   readonly onReport: (report: DenoiseReport) => void;
   readonly onFatal: (error: Error) => void;
 }
 
 /**
- * Opens all three at once: reading weights takes most of a start.
+ * Starts all three; they hold no models yet.
  *
  * @throws AggregateError of everything that any of them could not open; the others are closed again.
  */
 export async function openStageThreads(options: StageThreadsOptions): Promise<StageThreads> {
   const { device, onReport, onFatal } = options;
-  const models = [...options.models.values()].map(({ bundle, limits }) => ({ bundle, limits }));
-  const imagesMax = options.limits.queueMax * Math.max(...models.map(({ limits }) => limits.numImagesMax));
-
+  const { queueMax, stepBatchMax, numImagesMax } = options.limits;
   const textData: TextEncodeData = {
     device,
-    models: models.map(({ bundle }) => ({
-      ...networkFiles(bundle),
-      tokenizerDir: bundle.tokenizerDir,
-      digest: bundle.digest,
-    })),
-    limits: { waitingMax: options.limits.queueMax, chunksMax: CHUNKS_MAX, keptMax: KEPT_MAX },
+    limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptMax: KEPT_MAX },
   };
   const denoiseData: DenoiseData = {
     device,
-    models: models.map(({ bundle }) => ({ ...networkFiles(bundle), scheduler: bundle.scheduler })),
-    limits: { waitingMax: imagesMax, stepBatchMax: options.limits.stepBatchMax, undecodedMax: UNDECODED_MAX },
+    limits: { waitingMax: queueMax * numImagesMax, stepBatchMax, undecodedMax: UNDECODED_MAX },
   };
   const decodeData: ImageDecodeData = {
     device,
-    models: models.map(({ bundle }) => networkFiles(bundle)),
     // What denoising may leave undecoded, and the batch that was under way when it got there.
-    limits: { waitingMax: UNDECODED_MAX + options.limits.stepBatchMax },
+    limits: { waitingMax: UNDECODED_MAX + stepBatchMax },
   };
 
   const [textEncode, denoise, imageDecode] = await Promise.allSettled([
-    StageThread.open<TextEncodeWork, TextEncodeResult, never, never>({
+    StageThread.open<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>({
       module: new URL("./text-encode.thread.ts", import.meta.url),
       data: textData,
       onFatal,
     }),
-    StageThread.open<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport>({
+    StageThread.open<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>({
       module: new URL("./denoise.thread.ts", import.meta.url),
       data: denoiseData,
       onReport,
       onFatal,
     }),
-    StageThread.open<ImageDecodeWork, EncodedImage, never, never>({
+    StageThread.open<ImageDecodeWork, EncodedImage, never, never, NetworkFiles>({
       module: new URL("./image-decode.thread.ts", import.meta.url),
       data: decodeData,
       onFatal,
     }),
   ]);
   if (textEncode.status === "fulfilled" && denoise.status === "fulfilled" && imageDecode.status === "fulfilled") {
-    const threads = { textEncode: textEncode.value, denoise: denoise.value, imageDecode: imageDecode.value };
-    return { ...threads, close: () => closeAll(Object.values(threads)) };
+    const stages = { textEncode: textEncode.value, denoise: denoise.value, imageDecode: imageDecode.value };
+    return {
+      ...stages,
+      openModel: (model, onNetwork) => openModel(stages, model, onNetwork),
+      closeModel: (id) => closeModel(stages, id),
+      close: () => closeAll(Object.values(stages)),
+    };
   }
   const outcomes = [textEncode, denoise, imageDecode];
   await closeAll(outcomes.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : [])));
-  const reasons = outcomes.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
-  throw new AggregateError(reasons.flatMap((reason) => (reason instanceof AggregateError ? reason.errors : [reason])));
+  throw new AggregateError(reasonsOf(outcomes));
+}
+
+type Stages = Pick<StageThreads, StageName>;
+
+/** All at once: reading weights takes most of a load. */
+async function openModel(
+  stages: Stages,
+  { bundle }: Model,
+  onNetwork: (stage: StageName) => void = () => {},
+): Promise<OpenedNetwork> {
+  const files = networkFiles(bundle);
+  const { tokenizerDir, digest, scheduler } = bundle;
+  const opening = async (stage: StageName, opened: Promise<OpenedNetwork>) => {
+    const { weightsBytes } = await opened;
+    onNetwork(stage);
+    return weightsBytes;
+  };
+  const outcomes = await Promise.allSettled([
+    opening("textEncode", stages.textEncode.openModel({ ...files, tokenizerDir, digest })),
+    opening("denoise", stages.denoise.openModel({ ...files, scheduler })),
+    opening("imageDecode", stages.imageDecode.openModel(files)),
+  ]);
+  const reasons = reasonsOf(outcomes);
+  if (reasons.length > 0) {
+    await closeModel(stages, bundle.id);
+    throw new AggregateError(reasons);
+  }
+  return {
+    weightsBytes: outcomes.reduce((sum, outcome) => sum + (outcome.status === "fulfilled" ? outcome.value : 0), 0),
+  };
+}
+
+async function closeModel({ textEncode, denoise, imageDecode }: Stages, id: string): Promise<void> {
+  await Promise.all([textEncode.closeModel(id), denoise.closeModel(id), imageDecode.closeModel(id)]);
 }
 
 async function closeAll(threads: readonly { close(): Promise<void> }[]): Promise<void> {
   await Promise.all(threads.map((thread) => thread.close()));
 }
 
-function networkFiles({ id, textEncoderPath, unetPath, vaeDecoderPath }: Model["bundle"]) {
+function reasonsOf(outcomes: readonly PromiseSettledResult<unknown>[]): unknown[] {
+  return outcomes.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
+}
+
+function networkFiles({ id, textEncoderPath, unetPath, vaeDecoderPath }: Model["bundle"]): NetworkFiles {
   return { model: id, textEncoderPath, unetPath, vaeDecoderPath };
 }

@@ -1,14 +1,18 @@
 import { Deadline, systemClock } from "@atelier/core";
-import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
 import { openPromptReader } from "../prompt-reader.ts";
 import { type TextEncoded, type TextEncodeLimits, TextEncodeStage } from "../stages/text-encode.ts";
-import { openNetworks, releaseAll } from "./open-networks.ts";
+import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
 export interface TextEncodeData {
   readonly device: DeviceSpec;
-  readonly models: readonly (NetworkFiles & { readonly tokenizerDir: string; readonly digest: string })[];
   readonly limits: TextEncodeLimits;
+}
+
+export interface TextEncodeFiles extends NetworkFiles {
+  readonly tokenizerDir: string;
+  readonly digest: string;
 }
 
 export interface TextEncodeWork {
@@ -25,11 +29,12 @@ export interface TextEncodeResult extends TextEncoded {
 
 await hostStage(openTextEncode);
 
-async function openTextEncode(
-  { device, models, limits }: TextEncodeData,
+function openTextEncode(
+  { device, limits }: TextEncodeData,
   reply: Reply<TextEncodeResult, never>,
-): Promise<HostedStage<TextEncodeWork, never>> {
-  const opened = await openNetworks(device, models, async (opener, { tokenizerDir, digest, ...files }) => {
+): HostedStage<TextEncodeWork, never, TextEncodeFiles> {
+  const opener = openDevice(device);
+  const models = new ModelNetworks(async ({ tokenizerDir, digest, ...files }: TextEncodeFiles) => {
     const reader = await openPromptReader(tokenizerDir);
     const encoder = await opener.openTextEncoder(files);
     return {
@@ -42,9 +47,11 @@ async function openTextEncode(
       release: () => encoder.release(),
     };
   });
-  const stage = new TextEncodeStage(opened, limits);
+  const stage = new TextEncodeStage(models, limits);
 
   return {
+    openModel: (files) => models.open(files),
+    closeModel: (model) => models.close(model),
     enqueue: (id, { deadlineAtMs, ...work }) =>
       stage.enqueue({ ...work, id, deadline: new Deadline(systemClock, deadlineAtMs) }),
     cancel: (id) => stage.cancel(id),
@@ -59,6 +66,6 @@ async function openTextEncode(
         else reply.done(outcome.job.id, { ...outcome.encoded, startedAtMs });
       }
     },
-    release: () => releaseAll(opened),
+    release: () => models.closeAll(),
   };
 }
