@@ -9,6 +9,7 @@ import {
   TensorProto_DataLocation,
   type ValueInfoProto,
 } from "../gen/onnx_pb.ts";
+import { ELEMENT_TYPES } from "./data-types.ts";
 
 /** One input or output of a network. */
 export interface OnnxValue {
@@ -60,7 +61,8 @@ export function readOnnxGraph(bytes: Uint8Array): OnnxGraph {
   };
 }
 
-function parseModel(bytes: Uint8Array): ModelProto {
+/** @throws OnnxError when the bytes are not a whole ONNX model. */
+export function parseModel(bytes: Uint8Array): ModelProto {
   try {
     return fromBinary(ModelProtoSchema, bytes);
   } catch (cause) {
@@ -79,24 +81,6 @@ function describe(value: ValueInfoProto): OnnxValue {
     }),
   };
 }
-
-/** DataType of the ONNX standard, as onnxruntime-node spells them. */
-const ELEMENT_TYPES: ReadonlyMap<number, string> = new Map([
-  [1, "float32"],
-  [2, "uint8"],
-  [3, "int8"],
-  [4, "uint16"],
-  [5, "int16"],
-  [6, "int32"],
-  [7, "int64"],
-  [8, "string"],
-  [9, "bool"],
-  [10, "float16"],
-  [11, "float64"],
-  [12, "uint32"],
-  [13, "uint64"],
-  [16, "bfloat16"],
-]);
 
 /** Every file that any tensor of the model points to. Tensors hide in attributes, subgraphs and functions as well. */
 function externalData(model: ModelProto): ExternalData[] {
