@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,60 +17,23 @@ import onnx
 import onnxruntime
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from .clip_pair import embed_pictures, embed_text, load_clip_pair
 from .config import NATIVE_SIZE, VAE_FACTOR, Workspace
 from .drawing import BACKGROUNDS, COLOURS, PATTERNS, PRODUCTS, STYLES
+from .graphs import (
+    TRANSPOSED, TextEncoderGraph, UnetGraph, VaeDecoderGraph, VaeEncoderGraph, export_graph, round_to_half,
+)
 from .models import CLIP_MEAN, CLIP_PIXELS, CLIP_STD, new_clip_pair, new_text_encoder, new_unet, new_vae
 from .tokenizer import CaptionTokenizer
 from .unet import SCHEDULER, load_unet
 from .vae import load_vae, to_input
 
-OPSET = 17
-# Linear weights stand transposed in MatMul nodes; this suffix says so.
-TRANSPOSED = ".weight.transposed"
 # What the hires fix does between its two passes. Of strengths 0.12 to 0.6 side by side, those up to 0.3 look alike and
 # above it outlines fray: the 512 px bucket was short. 0.2 costs 5 of 25 steps.
 HIRES_FIX = {"abovePixels": 320 * 320, "strength": 0.2, "upscale": "bicubic", "latentScaleMax": 4}
-
-
-class _Unet(torch.nn.Module):
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.wrapped = unet
-
-    def forward(self, sample, timestep, encoder_hidden_states):
-        return self.wrapped(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-
-
-class _TextEncoder(torch.nn.Module):
-    def __init__(self, encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.wrapped = encoder
-
-    def forward(self, input_ids):
-        out = self.wrapped(input_ids=input_ids)
-        return out.last_hidden_state, out.pooler_output
-
-
-class _VaeDecoder(torch.nn.Module):
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.wrapped = vae
-
-    def forward(self, latent_sample):
-        return self.wrapped.decode(latent_sample, return_dict=False)[0]
-
-
-class _VaeEncoder(torch.nn.Module):
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.wrapped = vae
-
-    def forward(self, sample):
-        return self.wrapped.quant_conv(self.wrapped.encoder(sample))
 
 
 class _ClipText(torch.nn.Module):
@@ -90,82 +52,6 @@ class _ClipVision(torch.nn.Module):
 
     def forward(self, pixel_values):
         return torch.nn.functional.normalize(embed_pictures(self.wrapped, pixel_values), dim=-1)
-
-
-@torch.no_grad()
-def round_to_half(module: torch.nn.Module) -> torch.nn.Module:
-    for p in module.parameters():
-        p.copy_(p.half().float())
-    return module.eval().to(memory_format=torch.contiguous_format)
-
-
-@torch.no_grad()
-def _export(wrapper: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str],
-            axes: dict[str, dict[int, str]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            wrapper.eval(), tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
-            dynamic_axes=axes, opset_version=OPSET, dynamo=False, do_constant_folding=True,
-        )
-    model = onnx.load(str(path))
-    _name_matmul_weights(model)
-    _store_half(model)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-
-
-def _strip(name: str) -> str:
-    """Drops the export wrapper's own attribute from a parameter's path."""
-    return name.removeprefix("wrapped.")
-
-
-def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    for initializer in model.graph.initializer:
-        initializer.name = names.get(initializer.name, initializer.name)
-    for node in model.graph.node:
-        for i, name in enumerate(node.input):
-            if name in names:
-                node.input[i] = names[name]
-
-
-def _name_matmul_weights(model: onnx.ModelProto) -> None:
-    """Gives every weight its module path; folded Linear weights get theirs from the MatMul node's name."""
-    names: dict[str, str] = {}
-    for initializer in model.graph.initializer:
-        if not initializer.name.startswith("onnx::"):
-            names[initializer.name] = _strip(initializer.name)
-    # What folding leaves behind: Linear weights as transposed MatMul operands, and GroupNorm's scale and shift
-    # as the [channels, 1, 1] operands of a Mul and an Add.
-    suffixes = {"MatMul": TRANSPOSED, "Mul": ".weight", "Add": ".bias"}
-    anonymous = {i.name for i in model.graph.initializer if i.name.startswith("onnx::") and len(i.dims) > 0}
-    for node in model.graph.node:
-        for name in node.input:
-            if node.op_type in suffixes and name in anonymous and name not in names:
-                module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
-                names[name] = _strip(module) + suffixes[node.op_type]
-    if len(set(names.values())) != len(names):
-        raise ValueError("two weights of the graph got one name")
-    _rename(model, names)
-
-
-def _store_half(model: onnx.ModelProto) -> None:
-    """Float initializers whose values float16 holds exactly become float16 plus a Cast that is folded at load."""
-    casts = []
-    for initializer in model.graph.initializer:
-        if initializer.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(initializer)
-        half = values.astype(np.float16)
-        if values.size < 4 or not np.array_equal(half.astype(np.float32), values):
-            continue
-        name = initializer.name
-        initializer.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _dump(path: Path, value: object) -> None:
@@ -213,26 +99,26 @@ def _write_graphs(out: Path, unet, text_encoder, vae, pair) -> None:
     ids[:, 1] = 300
     # An odd number of latents: the trace then keeps the resize-to-skip branch, which every multiple of 8 px needs.
     latents = torch.randn(2, 4, 33, 35)
-    _export(
-        _Unet(unet), {"sample": latents, "timestep": torch.tensor([999.0, 10.5]),
+    export_graph(
+        UnetGraph(unet), {"sample": latents, "timestep": torch.tensor([999.0, 10.5]),
                       "encoder_hidden_states": torch.randn(2, 77, unet.config.cross_attention_dim)},
         ["out_sample"],
         {"sample": {0: "batch", 2: "height", 3: "width"}, "timestep": {0: "batch"},
          "encoder_hidden_states": {0: "batch", 1: "sequence"}, "out_sample": {0: "batch", 2: "height", 3: "width"}},
         out / "unet/model.onnx",
     )
-    _export(_TextEncoder(text_encoder), {"input_ids": ids}, ["last_hidden_state", "pooler_output"],
+    export_graph(TextEncoderGraph(text_encoder), {"input_ids": ids}, ["last_hidden_state", "pooler_output"],
             {"input_ids": {0: "batch", 1: "sequence"}, "last_hidden_state": {0: "batch", 1: "sequence"},
              "pooler_output": {0: "batch"}}, out / "text_encoder/model.onnx")
-    _export(_VaeDecoder(vae), {"latent_sample": latents}, ["sample"],
+    export_graph(VaeDecoderGraph(vae), {"latent_sample": latents}, ["sample"],
             {"latent_sample": {0: "batch", 2: "height", 3: "width"}, "sample": {0: "batch", 2: "height", 3: "width"}},
             out / "vae_decoder/model.onnx")
-    _export(_VaeEncoder(vae), {"sample": torch.randn(2, 3, 256, 264)}, ["latent_parameters"],
+    export_graph(VaeEncoderGraph(vae), {"sample": torch.randn(2, 3, 256, 264)}, ["latent_parameters"],
             {"sample": {0: "batch", 2: "height", 3: "width"},
              "latent_parameters": {0: "batch", 2: "height", 3: "width"}}, out / "vae_encoder/model.onnx")
-    _export(_ClipText(pair), {"input_ids": ids}, ["text_embeds"],
+    export_graph(_ClipText(pair), {"input_ids": ids}, ["text_embeds"],
             {"input_ids": {0: "batch", 1: "sequence"}, "text_embeds": {0: "batch"}}, out / "clip/text_model.onnx")
-    _export(_ClipVision(pair), {"pixel_values": torch.randn(2, 3, CLIP_PIXELS, CLIP_PIXELS)}, ["image_embeds"],
+    export_graph(_ClipVision(pair), {"pixel_values": torch.randn(2, 3, CLIP_PIXELS, CLIP_PIXELS)}, ["image_embeds"],
             {"pixel_values": {0: "batch"}, "image_embeds": {0: "batch"}}, out / "clip/vision_model.onnx")
 
 
@@ -349,12 +235,12 @@ def parity(folder: Path) -> dict[str, float]:
     ids = torch.randint(0, vocabulary, (3, 77), generator=generator)
     ids[:, -5:] = vocabulary - 1
     cases = {
-        "text_encoder": (_TextEncoder(modules["text_encoder"]), [(ids,), (ids[:1, :40],)]),
-        "unet": (_Unet(modules["unet"]), [
+        "text_encoder": (TextEncoderGraph(modules["text_encoder"]), [(ids,), (ids[:1, :40],)]),
+        "unet": (UnetGraph(modules["unet"]), [
             (randn(1, 4, 32, 32), torch.tensor([999.0]), randn(1, 77, width)),
             (randn(3, 4, 21, 40), torch.tensor([10.5, 500.0, 0.0]), randn(3, 154, width))]),
-        "vae_decoder": (_VaeDecoder(modules["vae"]), [(randn(1, 4, 32, 32),), (randn(2, 4, 17, 40),)]),
-        "vae_encoder": (_VaeEncoder(modules["vae"]), [(randn(1, 3, 256, 256),), (randn(2, 3, 136, 320),)]),
+        "vae_decoder": (VaeDecoderGraph(modules["vae"]), [(randn(1, 4, 32, 32),), (randn(2, 4, 17, 40),)]),
+        "vae_encoder": (VaeEncoderGraph(modules["vae"]), [(randn(1, 3, 256, 256),), (randn(2, 3, 136, 320),)]),
         "clip/text_model": (_ClipText(modules["clip"]), [(ids,)]),
         "clip/vision_model": (_ClipVision(modules["clip"]), [(randn(3, 3, CLIP_PIXELS, CLIP_PIXELS),)]),
     }
