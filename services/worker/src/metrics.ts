@@ -1,5 +1,6 @@
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
 import type { PipelineObserver, PipelineState, Stage } from "./pipeline.ts";
+import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import type { DenoiseReport } from "./threads/denoise.thread.ts";
 
 /** Seconds of one U-Net run, from a tiny model on a fast device to SDXL on a CPU. */
@@ -16,6 +17,7 @@ export class WorkerMetrics implements PipelineObserver {
   readonly #stageSeconds: Histogram<"stage">;
   readonly #stepSeconds: Histogram<"model">;
   readonly #batchRows: Histogram<"model">;
+  readonly #embeddings: Counter<"outcome">;
   #denoiseWaiting = 0;
 
   constructor(registry: Registry = createRegistry("worker")) {
@@ -55,6 +57,12 @@ export class WorkerMetrics implements PipelineObserver {
       buckets: ROW_BUCKETS,
       registers,
     });
+    this.#embeddings = new Counter({
+      name: "atelier_worker_embeddings_total",
+      help: "Prompts by where their embedding came from: hit (kept from before), shared (with another that waited), miss",
+      labelNames: ["outcome"],
+      registers,
+    });
     this.#gauge("atelier_worker_requests_in_flight", "Requests accepted and not finished", (s) => s.requestsInFlight);
     this.#gauge("atelier_worker_requests_free", "Requests that would still be accepted", (s) => s.requestsFree);
     this.#gauge("atelier_worker_backlog_seconds", "Predicted device time of accepted work", (s) => s.backlogMs / 1000);
@@ -78,6 +86,10 @@ export class WorkerMetrics implements PipelineObserver {
 
   stageTook(stage: Stage, ms: number): void {
     this.#stageSeconds.observe({ stage }, ms / 1000);
+  }
+
+  embedded(counts: EmbeddingCounts): void {
+    for (const [outcome, prompts] of Object.entries(counts)) this.#embeddings.inc({ outcome }, prompts);
   }
 
   #gauge(name: string, help: string, read: (state: PipelineState) => number): void {

@@ -4,18 +4,20 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createPipeline, type GenerationEvent, type Pipeline } from "./pipeline.ts";
 import type { GenerationRequest } from "./request.ts";
 import type { EncodedImage } from "./stages/image-file.ts";
+import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { TEST_BUNDLE } from "./testing/test-bundle.ts";
 
 describe("a pipeline driven directly", () => {
   let pipeline: Pipeline;
   const ran: number[] = [];
+  const embedded: EmbeddingCounts[] = [];
 
   beforeAll(async () => {
     pipeline = await createPipeline({
       bundleDirs: [TEST_BUNDLE],
       device: { kind: "onnx", provider: "cpu", threads: 1 },
       limits: { queueMax: 8, stepBatchMax: 2 },
-      observer: { ran: ({ rows }) => ran.push(rows), stageTook: () => {} },
+      observer: { ran: ({ rows }) => ran.push(rows), stageTook: () => {}, embedded: (counts) => embedded.push(counts) },
       onFatal: (error) => {
         throw error;
       },
@@ -40,6 +42,18 @@ describe("a pipeline driven directly", () => {
     ran.length = 0;
     await images({ guidanceScale: 1, steps: 2 });
     expect(ran).toEqual([1, 1]);
+  });
+
+  it("saves the text stage on prompts that it knows, and says so", async () => {
+    embedded.length = 0;
+    const prompts = { prompt: "a lamp nobody asked for", negativePrompt: "nor this" };
+    const ask = () => generate(prompts, new AbortController().signal, () => {});
+    expect((await ask()).embeddingsCached).toBe(false);
+    expect((await ask()).embeddingsCached).toBe(true);
+    expect(embedded).toEqual([
+      { hit: 0, shared: 0, miss: 2 },
+      { hit: 2, shared: 0, miss: 0 },
+    ]);
   });
 
   it("makes different pictures for different samplers, prompts, negative prompts and guidance", async () => {

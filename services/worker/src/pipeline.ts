@@ -7,6 +7,7 @@ import { checkRequest, type GenerationRequest } from "./request.ts";
 import type { Conditioning } from "./stages/denoise-job.ts";
 import { type EncodedImage, QUALITY_DEFAULT } from "./stages/image-file.ts";
 import { drawPreview, encodePreview, type PreviewMap, previewMapOf } from "./stages/preview.ts";
+import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { StepTimes } from "./step-times.ts";
 import type { DenoiseReport } from "./threads/denoise.thread.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
@@ -33,6 +34,8 @@ export interface PipelineLimits {
 export interface PipelineObserver {
   ran(report: DenoiseReport): void;
   stageTook(stage: Stage, ms: number): void;
+  /** Where a request's prompts were embedded. */
+  embedded(counts: EmbeddingCounts): void;
 }
 
 export type Stage = "text_encode" | "denoise" | "image_decode";
@@ -61,6 +64,8 @@ export interface GenerationOutcome {
   readonly modelDigest: string;
   readonly hiresFix: HiresFix | undefined;
   readonly promptChunks: number;
+  /** Both prompts were embedded before: the text encoder did not run. */
+  readonly embeddingsCached: boolean;
   readonly times: GenerationTimes;
 }
 
@@ -287,6 +292,7 @@ export class Pipeline {
       { signal },
     );
     const encodedAtMs = this.#clock.nowMs();
+    this.#observer?.embedded(text.embeddings);
 
     const images = running.jobIds.map((_, imageIndex) =>
       this.#makeImage(running, imageIndex, text.conditioning, signal).catch((error: unknown) => {
@@ -309,7 +315,13 @@ export class Pipeline {
     this.#observer?.stageTook("text_encode", times.textEncodeMs);
     this.#observer?.stageTook("denoise", times.denoiseMs);
     this.#observer?.stageTook("image_decode", times.imageDecodeMs);
-    return { modelDigest: model.bundle.digest, hiresFix: phases.hiresFix, promptChunks: text.promptChunks, times };
+    return {
+      modelDigest: model.bundle.digest,
+      hiresFix: phases.hiresFix,
+      promptChunks: text.promptChunks,
+      embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
+      times,
+    };
   }
 
   async #makeImage(running: Running, imageIndex: number, conditioning: Conditioning, signal: AbortSignal) {

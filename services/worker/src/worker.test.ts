@@ -247,6 +247,8 @@ describe("a worker process", () => {
     expect(text).toMatch(/atelier_worker_requests_total\{outcome="OVERLOADED",service="worker"\} 1/);
     expect(text).toMatch(/atelier_worker_stage_seconds_count\{service="worker",stage="image_decode"\} \d+/);
     expect(text).toMatch(/atelier_worker_step_batch_rows_bucket/);
+    expect(text).toMatch(/atelier_worker_embeddings_total\{outcome="hit",service="worker"\} [1-9]/);
+    expect(text).toMatch(/atelier_worker_embeddings_total\{outcome="miss",service="worker"\} [1-9]/);
     expect((await fetch(`${metrics}/nothing`)).status).toBe(404);
   });
 

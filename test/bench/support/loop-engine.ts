@@ -25,9 +25,10 @@ class LoopEngine {
   }
 
   static async open(bundle: Bundle, intraOpNumThreads: number): Promise<LoopEngine> {
-    const paths = [bundle.textEncoderPath, bundle.unetPath, bundle.vaeDecoderPath];
+    const [textEncoder] = bundle.textEncoders as [Bundle["textEncoders"][number]];
+    const paths = [textEncoder.path, bundle.unetPath, bundle.vaeDecoderPath];
     const sessions = await Promise.all(paths.map((path) => InferenceSession.create(path, { intraOpNumThreads })));
-    return new LoopEngine(bundle, await PromptTokenizer.load(bundle.tokenizerDir), sessions);
+    return new LoopEngine(bundle, await PromptTokenizer.load(textEncoder.tokenizerDir), sessions);
   }
 
   async draw(request: PictureRequest): Promise<Uint8Array> {

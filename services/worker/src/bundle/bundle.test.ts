@@ -24,7 +24,13 @@ describe("readBundle", () => {
       scalingFactor: 0.5,
       latentChannels: 4,
       crossAttentionDim: 8,
-      tokenizerDir: join(dir, "tokenizer"),
+      textEncoders: [
+        {
+          path: join(dir, "text_encoder/model.onnx"),
+          tokenizerDir: join(dir, "tokenizer"),
+          hiddenOutput: "last_hidden_state",
+        },
+      ],
       unetPath: join(dir, "unet/model.onnx"),
       graphs: {
         unet: {

@@ -26,13 +26,26 @@ export interface Bundle {
   readonly latentChannels: number;
   /** Length of one token's embedding, for the text encoder and the U-Net alike. */
   readonly crossAttentionDim: number;
-  readonly tokenizerDir: string;
-  readonly textEncoderPath: string;
+  /** In the order in which their hidden states are joined along the width. */
+  readonly textEncoders: readonly BundleTextEncoder[];
+  /** Names the text encoders and their tokenizers: with one such digest a prompt has one embedding. */
+  readonly textDigest: string;
+  /** Where nothing is to be kept out of the picture the U-Net sees zeros, not what an empty text is encoded to. */
+  readonly zeroEmptyNegative: boolean;
   readonly unetPath: string;
   readonly vaeDecoderPath: string;
   readonly vaeEncoderPath?: string;
   /** What each network takes and gives, as its file says. */
   readonly graphs: BundleGraphs;
+}
+
+export interface BundleTextEncoder {
+  readonly path: string;
+  readonly tokenizerDir: string;
+  /** The layer that the U-Net was trained on. */
+  readonly hiddenOutput: string;
+  /** The embedding of the whole text, where the U-Net takes one. */
+  readonly pooledOutput?: string;
 }
 
 /** What every bundle has, and what must be covered by the manifest's digests. */
@@ -84,8 +97,15 @@ export async function readBundle(dir: string): Promise<Bundle> {
     ...(vaeDecoder.shiftFactor === undefined ? {} : { shiftFactor: vaeDecoder.shiftFactor }),
     latentChannels: vaeDecoder.latentChannels,
     crossAttentionDim: unet.crossAttentionDim,
-    tokenizerDir: join(root, "tokenizer"),
-    textEncoderPath: join(root, "text_encoder/model.onnx"),
+    textEncoders: [
+      {
+        path: join(root, "text_encoder/model.onnx"),
+        tokenizerDir: join(root, "tokenizer"),
+        hiddenOutput: "last_hidden_state",
+      },
+    ],
+    textDigest: bundleDigest(parts),
+    zeroEmptyNegative: false,
     unetPath: join(root, "unet/model.onnx"),
     vaeDecoderPath: join(root, "vae_decoder/model.onnx"),
     ...(graphs.vaeEncoder === undefined ? {} : { vaeEncoderPath: join(root, "vae_encoder/model.onnx") }),

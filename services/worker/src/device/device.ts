@@ -17,10 +17,20 @@ export interface OnnxDeviceSpec {
 /** Where a bundle's networks lie, as absolute paths. */
 export interface NetworkFiles {
   readonly model: string;
-  readonly textEncoderPath: string;
+  /** One, or SDXL's two. */
+  readonly textEncoders: readonly TextEncoderFiles[];
   readonly unetPath: string;
   readonly vaeDecoderPath: string;
   readonly vaeEncoderPath?: string;
+}
+
+/** Where one text encoder lies, and which of its outputs are read. */
+export interface TextEncoderFiles {
+  readonly path: string;
+  /** [rows, length, width]: "last_hidden_state", or a layer before it such as "hidden_states.11". */
+  readonly hiddenOutput: string;
+  /** [rows, width]: one embedding of the whole text; absent where the model has no use for one. */
+  readonly pooledOutput?: string;
 }
 
 /** Holds memory on the device until released; never while a call runs. */
@@ -88,7 +98,7 @@ export interface EncodedPicture {
  * All throw ServingError INVALID_BUNDLE naming the file, or DEVICE_UNAVAILABLE naming the provider.
  */
 export interface Device {
-  openTextEncoder(files: NetworkFiles): Promise<TextEncoder & Releasable>;
+  openTextEncoder(files: TextEncoderFiles): Promise<TextEncoder & Releasable>;
   openUnet(files: NetworkFiles): Promise<UnetLanes & Releasable>;
   openVaeDecoder(files: NetworkFiles): Promise<VaeDecoder & Releasable>;
   /** @throws ServingError INVALID_BUNDLE also where the bundle has none. */

@@ -28,6 +28,29 @@ describe("DenoiseJob", () => {
     expect(plain.rows().map((row) => row.conditioning)).toEqual([PROMPT]);
   });
 
+  it("gives each row its pooled embedding, and the size in pixels of the phase that it is in", () => {
+    const pooled = { prompt: Float32Array.of(5), negative: Float32Array.of(6) };
+    const refine = { shape: LARGE, upscale: "nearest" as const, firstStep: 3 };
+    const twoPhase = job({ refine, conditioning: { sequenceLength: 1, prompt: PROMPT, negative: NEGATIVE, pooled } });
+    const [height, width] = [SHAPE.height * 8, SHAPE.width * 8];
+    const small = Float32Array.of(height, width, 0, 0, height, width);
+    expect(twoPhase.rows().map((row) => row.extras)).toEqual([
+      { text_embeds: pooled.negative, time_ids: small },
+      { text_embeds: pooled.prompt, time_ids: small },
+    ]);
+    for (let step = 0; step < 4; step++) twoPhase.advance([filled(0.2), filled(0.1)]);
+    const large = Float32Array.of(64, 48, 0, 0, 64, 48);
+    expect(twoPhase.rows().map((row) => row.extras?.["time_ids"])).toEqual([large, large]);
+  });
+
+  it("gives a U-Net that takes no pooled embedding nothing of the kind", () => {
+    expect(
+      job({})
+        .rows()
+        .some((row) => "extras" in row),
+    ).toBe(false);
+  });
+
   it("steps on what guidance makes of the two predictions", () => {
     const plan = planOf("ddim");
     const guided = job({ plan, guidanceScale: 3 });

@@ -11,6 +11,7 @@ import {
   upscaleLatent,
 } from "@atelier/diffusion";
 import type { StepJob, UnetRow } from "./denoise.ts";
+import { timeIds } from "./time-ids.ts";
 
 /** Text embeddings of one request, shared by its images. */
 export interface Conditioning {
@@ -19,6 +20,8 @@ export interface Conditioning {
   readonly prompt: Float32Array;
   /** The same of the negative prompt; undefined where there is no guidance. */
   readonly negative: Float32Array | undefined;
+  /** One embedding of each whole text, where the U-Net takes it: SDXL. */
+  readonly pooled?: { readonly prompt: Float32Array; readonly negative: Float32Array | undefined };
 }
 
 /** The second phase of a two-phase generation: the same picture, refined at a larger size. */
@@ -122,9 +125,10 @@ export class DenoiseJob implements StepJob {
     const { plan, conditioning } = this.#options;
     const sample = plan.modelInput(this.#latent, this.#stepIndex);
     const timestep = plan.timesteps[this.#stepIndex]!;
-    const withPrompt = { sample, timestep, conditioning: conditioning.prompt };
-    if (conditioning.negative === undefined) return [withPrompt];
-    return [{ sample, timestep, conditioning: conditioning.negative }, withPrompt];
+    const { prompt, negative, pooled } = conditioning;
+    const withPrompt = { sample, timestep, conditioning: prompt, ...this.#extras(pooled?.prompt) };
+    if (negative === undefined) return [withPrompt];
+    return [{ sample, timestep, conditioning: negative, ...this.#extras(pooled?.negative) }, withPrompt];
   }
 
   advance(predictions: readonly Float32Array[]): void {
@@ -146,6 +150,12 @@ export class DenoiseJob implements StepJob {
     this.#stepsDone += 1;
     if (this.#phase === 0 && this.#stepIndex === plan.stepCount && this.#options.refine)
       this.#enlarge(this.#options.refine);
+  }
+
+  /** A U-Net that takes a pooled embedding takes the picture's size as well. */
+  #extras(pooled: Float32Array | undefined): Pick<UnetRow, "extras"> {
+    if (pooled === undefined) return {};
+    return { extras: { text_embeds: pooled, time_ids: timeIds(this.shape) } };
   }
 
   /** A new array: samplers keep predictions in their history, and the device's own holds only until its next run. */

@@ -1,6 +1,14 @@
 import { Deadline, ManualClock, ServingError } from "@atelier/core";
 import { describe, expect, it } from "vitest";
-import { type PromptReader, type TextEncodeJob, TextEncodeStage, type TokenIds } from "./text-encode.ts";
+import {
+  type EncodedText,
+  type PromptReader,
+  type TextEncodeJob,
+  type TextEncodeLimits,
+  TextEncodeStage,
+  type TextOutcome,
+  type TokenIds,
+} from "./text-encode.ts";
 
 describe("TextEncodeStage", () => {
   it("encodes everything that waits in one run, each prompt once", async () => {
@@ -25,13 +33,35 @@ describe("TextEncodeStage", () => {
     expect(textOf(outcome!)).toEqual({ prompt: "mug", negative: undefined });
   });
 
-  it("forgets the prompt that was not used for the longest time", async () => {
-    const { stage, runs } = textEncodeStage({ keptMax: 2 });
+  it("says of each request how many of its prompts were kept, shared with another, or encoded", async () => {
+    const { stage } = textEncodeStage();
+    stage.enqueue(job("a", { prompt: "mug", negativePrompt: "bad" }));
+    await stage.step();
+    stage.enqueue(job("b", { prompt: "sofa", negativePrompt: "bad" }));
+    stage.enqueue(job("c", { prompt: "sofa", negativePrompt: "bad" }));
+    const outcomes = await stage.step();
+    expect(outcomes.map((outcome) => encodedOf(outcome).embeddings)).toEqual([
+      { hit: 1, shared: 0, miss: 1 },
+      { hit: 1, shared: 1, miss: 0 },
+    ]);
+  });
+
+  it("forgets the prompt that was not used for the longest time, to stay within its bytes", async () => {
+    const { stage, runs } = textEncodeStage({ keptBytesMax: 2 * CHUNK * 4 });
     for (const prompt of ["a", "b", "a", "c", "a", "b"]) {
       stage.enqueue(job(prompt, { prompt }));
       await stage.step();
     }
     expect(runs.flat()).toEqual(["a", "b", "c", "b"]);
+  });
+
+  it("does not keep an embedding that is larger than all that it may keep, nor throw others out for it", async () => {
+    const { stage, runs } = textEncodeStage({ keptBytesMax: CHUNK * 4 });
+    for (const prompt of ["a", "one|two", "a", "one|two"]) {
+      stage.enqueue(job(prompt, { prompt }));
+      await stage.step();
+    }
+    expect(runs).toEqual([["a"], ["one", "two"], ["one", "two"]]);
   });
 
   it("brings both prompts to one number of chunks", async () => {
@@ -51,8 +81,7 @@ describe("TextEncodeStage", () => {
     stage.enqueue(job("c", { prompt: "mug", negativePrompt: "one|two" }));
     const outcomes = await stage.step();
     const lengths = outcomes.map((outcome) => {
-      if (outcome.error !== undefined) throw outcome.error;
-      const { prompt, negative } = outcome.encoded.conditioning;
+      const { prompt, negative } = conditioningOf(outcome);
       return [prompt.length, negative?.length];
     });
     expect(lengths).toEqual([CHUNK, 2 * CHUNK, 2 * CHUNK].map((length) => [length, length]));
@@ -71,6 +100,26 @@ describe("TextEncodeStage", () => {
     stage.enqueue(job("a", { prompt: "mug" }));
     const [outcome] = await stage.step();
     expect(outcome!.error ?? outcome!.encoded.conditioning.prompt[0]).toBe(2 * "m".charCodeAt(0));
+  });
+
+  it("encodes nothing for an empty negative prompt that stands for zeros", async () => {
+    const { stage, runs } = textEncodeStage({ zeroEmptyNegative: true });
+    stage.enqueue(job("a", { prompt: "one|two", negativePrompt: "" }));
+    const [outcome] = await stage.step();
+    expect(runs).toEqual([["one", "two"]]);
+    expect(conditioningOf(outcome!).negative).toEqual(new Float32Array(2 * CHUNK));
+    expect(encodedOf(outcome!).embeddings).toEqual({ hit: 0, shared: 0, miss: 1 });
+  });
+
+  it("encodes an empty negative prompt where it stands for itself, and any other everywhere", async () => {
+    const plain = textEncodeStage();
+    plain.stage.enqueue(job("a", { prompt: "mug", negativePrompt: "" }));
+    await plain.stage.step();
+    expect(plain.runs).toEqual([["mug", ""]]);
+    const zero = textEncodeStage({ zeroEmptyNegative: true });
+    zero.stage.enqueue(job("a", { prompt: "mug", negativePrompt: "bad" }));
+    await zero.stage.step();
+    expect(zero.runs).toEqual([["mug", "bad"]]);
   });
 
   it("fails a prompt that cannot be read, and no other", async () => {
@@ -103,14 +152,87 @@ describe("TextEncodeStage", () => {
   });
 });
 
+describe("TextEncodeStage with two encoders", () => {
+  it("joins each token's embeddings along the width, and takes the first chunk's pooled embedding", async () => {
+    const { stage } = twoTowerStage();
+    stage.enqueue(job("a", { prompt: "ab|c", negativePrompt: "n" }));
+    const [outcome] = await stage.step();
+    const { sequenceLength, prompt, negative, pooled } = conditioningOf(outcome!);
+    expect(sequenceLength).toBe(4);
+    // The first encoder gives [t], the second [10 t, 100 t] of token t; two tokens a chunk.
+    expect([...prompt]).toEqual([..."abc\0"].flatMap(tokenOfTwo));
+    expect([...negative!]).toEqual([..."n\0\0\0"].flatMap(tokenOfTwo));
+    expect([...pooled!.prompt]).toEqual(["a".charCodeAt(0) + "b".charCodeAt(0)]);
+    expect([...pooled!.negative!]).toEqual(["n".charCodeAt(0)]);
+  });
+
+  it("zeroes the pooled embedding of an empty negative prompt as well", async () => {
+    const { stage } = twoTowerStage();
+    stage.enqueue(job("a", { prompt: "ab", negativePrompt: "" }));
+    const [outcome] = await stage.step();
+    const { negative, pooled } = conditioningOf(outcome!);
+    expect([negative, pooled!.negative]).toEqual([new Float32Array(6), new Float32Array(1)]);
+  });
+
+  it("runs neither for a prompt that it knows", async () => {
+    const { stage, runs } = twoTowerStage();
+    for (const id of ["a", "b"]) {
+      stage.enqueue(job(id, { prompt: "ab", negativePrompt: "n" }));
+      await stage.step();
+    }
+    expect(runs).toEqual(["first", "second"]);
+  });
+
+  it("has no pooled embedding of a negative prompt where there is none", async () => {
+    const { stage } = twoTowerStage();
+    stage.enqueue(job("a", { prompt: "ab" }));
+    const [outcome] = await stage.step();
+    expect(conditioningOf(outcome!)).toMatchObject({ negative: undefined, pooled: { negative: undefined } });
+  });
+});
+
+/** Chunks of two tokens, split at "|"; a token is a UTF-16 unit. */
+function twoTowerStage() {
+  const runs: string[] = [];
+  const chunk = (text: string) => ({
+    ids: Int32Array.of(text.charCodeAt(0) || 0, text.charCodeAt(1) || 0),
+    weights: Float32Array.of(1, 1),
+  });
+  const reader: PromptReader = {
+    chunks: (prompt) => prompt.split("|").map(chunk),
+    emptyChunk: chunk(""),
+    applyWeights: (embedding) => embedding,
+  };
+  const encoder = (name: string, encodeRow: (ids: TokenIds) => EncodedText) => ({
+    async encode(rows: readonly TokenIds[]) {
+      runs.push(name);
+      return rows.map(encodeRow);
+    },
+  });
+  const first = encoder("first", (ids) => ({ hidden: Float32Array.from(ids) }));
+  const second = encoder("second", (ids) => ({
+    hidden: Float32Array.from([...ids].flatMap((id) => [10 * id, 100 * id])),
+    pooled: Float32Array.of(ids[0]! + ids[1]!),
+  }));
+  const towers = [first, second].map((one) => ({ reader, encoder: one }));
+  const models = new Map([["tiny", { towers, digest: "sha256:1", zeroEmptyNegative: true }]]);
+  return { stage: new TextEncodeStage(models, { waitingMax: 10, chunksMax: 10, keptBytesMax: 10_000 }), runs };
+}
+
+function tokenOfTwo(character: string): number[] {
+  const id = character.charCodeAt(0);
+  return [id, 10 * id, 100 * id];
+}
+
 /** Tokens of one chunk. */
 const CHUNK = 16;
 
 /** A reader for which "|" starts a chunk and a token is a UTF-16 unit, and an encoder whose embedding is the token. */
 function textEncodeStage(
-  options: { waitingMax?: number; chunksMax?: number; keptMax?: number; weights?: () => Float32Array } = {},
+  options: Partial<TextEncodeLimits> & { weights?: () => Float32Array; zeroEmptyNegative?: boolean } = {},
 ) {
-  const { waitingMax = 10, chunksMax = 10, keptMax = 10, weights = () => new Float32Array(CHUNK).fill(1) } = options;
+  const { waitingMax = 10, chunksMax = 10, keptBytesMax = 10_000, zeroEmptyNegative = false } = options;
+  const { weights = () => new Float32Array(CHUNK).fill(1) } = options;
   const runs: string[][] = [];
   const chunk = (text: string) => ({ ids: idsOf(text), weights: weights() });
   const reader: PromptReader = {
@@ -124,11 +246,11 @@ function textEncodeStage(
   const encoder = {
     async encode(rows: readonly TokenIds[]) {
       runs.push(rows.map((row) => decodeText(Float32Array.from(row))));
-      return rows.map((row) => Float32Array.from(row));
+      return rows.map((row) => ({ hidden: Float32Array.from(row) }));
     },
   };
-  const models = new Map([["tiny", { reader, encoder, digest: "sha256:1" }]]);
-  return { stage: new TextEncodeStage(models, { waitingMax, chunksMax, keptMax }), runs };
+  const models = new Map([["tiny", { towers: [{ reader, encoder }], digest: "sha256:1", zeroEmptyNegative }]]);
+  return { stage: new TextEncodeStage(models, { waitingMax, chunksMax, keptBytesMax }), runs };
 }
 
 function job(id: string, options: Partial<TextEncodeJob> = {}): TextEncodeJob {
@@ -144,8 +266,16 @@ function decodeText(values: Float32Array): string {
   return String.fromCharCode(...values.filter((value) => value !== 0));
 }
 
-function textOf(outcome: Awaited<ReturnType<TextEncodeStage["step"]>>[number]) {
+function encodedOf(outcome: TextOutcome) {
   if (outcome.error !== undefined) throw outcome.error;
-  const { prompt, negative } = outcome.encoded.conditioning;
+  return outcome.encoded;
+}
+
+function conditioningOf(outcome: TextOutcome) {
+  return encodedOf(outcome).conditioning;
+}
+
+function textOf(outcome: TextOutcome) {
+  const { prompt, negative } = conditioningOf(outcome);
   return { prompt: decodeText(prompt), negative: negative && decodeText(negative) };
 }

@@ -1,16 +1,23 @@
-import { type Deadline, ServingError } from "@atelier/core";
+import { type Deadline, invariant, ServingError } from "@atelier/core";
 import type { Conditioning } from "./denoise-job.ts";
+import { type EmbeddedPrompt, joinEmbedding, zerosLike } from "./embedded-prompt.ts";
+import { KeptEmbeddings } from "./kept-embeddings.ts";
 
 /** Token ids of one chunk, special tokens and padding included. */
 export type TokenIds = Int32Array;
 
+/** What an encoder makes of one chunk. */
+export interface EncodedText {
+  /** [length, width], flat. */
+  readonly hidden: Float32Array;
+  /** [pooled width]: the chunk as a whole; absent where the encoder gives none. */
+  readonly pooled?: Float32Array;
+}
+
 /** What the text-encode stage needs of a device. */
 export interface TextEncoder {
-  /**
-   * Embeds chunks of one length. Result: for each, [length, width], flat; the arrays belong to the device and hold until
-   * the next call.
-   */
-  encode(rows: readonly TokenIds[]): Promise<readonly Float32Array[]>;
+  /** Embeds chunks of one length, in order. The arrays belong to the device and hold until the next call. */
+  encode(rows: readonly TokenIds[]): Promise<readonly EncodedText[]>;
 }
 
 /** As many tokens as the encoder takes at once, and how strongly each counts. */
@@ -32,11 +39,19 @@ export interface PromptReader {
   applyWeights(embedding: Float32Array, weights: Float32Array): Float32Array;
 }
 
-/** One model's reader and encoder. */
-export interface TextModel {
+/** A tokenizer and the encoder that was trained with it. */
+export interface TextTower {
   readonly reader: PromptReader;
   readonly encoder: TextEncoder;
-  /** Names the encoder's weights: embeddings are kept under it. */
+}
+
+/** One model's way from text to conditioning. */
+export interface TextModel {
+  /** One, or SDXL's two: each token's embeddings are joined in this order, and one of them gives the pooled one. */
+  readonly towers: readonly TextTower[];
+  /** An empty negative prompt is nothing but zeros, rather than what the encoders make of an empty text. */
+  readonly zeroEmptyNegative: boolean;
+  /** Names the tokenizers and the encoders' weights: embeddings are kept under it. */
   readonly digest: string;
 }
 
@@ -56,6 +71,16 @@ export interface TextEncoded {
   readonly conditioning: Conditioning;
   /** Chunks that the longer of the two prompts took. */
   readonly promptChunks: number;
+  readonly embeddings: EmbeddingCounts;
+}
+
+/** Where a request's embeddings came from, in prompts; zeros count as none. */
+export interface EmbeddingCounts {
+  /** Kept from before: the encoder did not run. */
+  readonly hit: number;
+  /** Encoded once, for several that waited together. */
+  readonly shared: number;
+  readonly miss: number;
 }
 
 export type TextOutcome =
@@ -66,21 +91,22 @@ export interface TextEncodeLimits {
   readonly waitingMax: number;
   /** Chunks that one run of the encoder takes; further ones wait for the next. */
   readonly chunksMax: number;
-  /** Embedded prompts that are kept. */
-  readonly keptMax: number;
+  /** Embedded prompts that are kept, in bytes. */
+  readonly keptBytesMax: number;
 }
 
 /** Turns prompts into embeddings, those that wait at one time together. Keeps the embeddings last used. */
 export class TextEncodeStage {
   readonly #models: TextModels;
   readonly #limits: TextEncodeLimits;
-  readonly #kept = new Map<string, Float32Array>(); // the longest unused first
+  readonly #kept: KeptEmbeddings;
   readonly #cancelled = new Set<string>();
   #waiting: TextEncodeJob[] = [];
 
   constructor(models: TextModels, limits: TextEncodeLimits) {
     this.#models = models;
     this.#limits = limits;
+    this.#kept = new KeptEmbeddings(limits.keptBytesMax);
   }
 
   /** @throws ServingError OVERLOADED when the waiting room is full. */
@@ -104,10 +130,10 @@ export class TextEncodeStage {
     const jobs = this.#waiting;
     this.#waiting = [];
     const outcomes: TextOutcome[] = [];
-    const read: { job: TextEncodeJob; prompts: Prompts }[] = [];
+    const read: ReadJob[] = [];
     for (const job of jobs) {
       try {
-        read.push({ job, prompts: this.#read(job) });
+        read.push(this.#read(job));
       } catch (error) {
         if (!(error instanceof ServingError)) throw error;
         outcomes.push({ job, error });
@@ -119,89 +145,135 @@ export class TextEncodeStage {
     return outcomes;
   }
 
-  /** Both prompts as chunks, brought to one length. */
-  #read({ id, model, prompt, negativePrompt, deadline }: TextEncodeJob): Prompts {
+  /** Both prompts as every tower's chunks, brought to one length. */
+  #read(job: TextEncodeJob): ReadJob {
+    const { id, model, prompt, negativePrompt, deadline } = job;
     if (this.#cancelled.delete(id)) throw new ServingError("CANCELLED", "the caller took the request back");
     deadline.check("encoding the prompt");
-    const { reader, digest } = this.#models.get(model)!;
-    const positive = reader.chunks(prompt, "prompt");
-    const negative = negativePrompt === undefined ? undefined : reader.chunks(negativePrompt, "negative_prompt");
-    const count = Math.max(positive.length, negative?.length ?? 0);
-    const padded = (chunks: readonly PromptChunk[]) =>
-      Array.from({ length: count }, (_, i) => chunks[i] ?? reader.emptyChunk);
+    const { towers, digest, zeroEmptyNegative } = this.#models.get(model)!;
+    const zeroNegative = zeroEmptyNegative && negativePrompt === "";
+    const encodedNegative = zeroNegative ? undefined : negativePrompt;
+
+    const positive = towers.map(({ reader }) => reader.chunks(prompt, "prompt"));
+    const negative =
+      encodedNegative === undefined
+        ? undefined
+        : towers.map(({ reader }) => reader.chunks(encodedNegative, "negative_prompt"));
+    const chunkCount = Math.max(...[...positive, ...(negative ?? [])].map((chunks) => chunks.length));
+    const padded = (byTower: readonly (readonly PromptChunk[])[]) =>
+      byTower.map((chunks, tower) =>
+        Array.from({ length: chunkCount }, (_, i) => chunks[i] ?? towers[tower]!.reader.emptyChunk),
+      );
     return {
-      chunkCount: count,
-      prompt: { key: `${digest} ${count} ${prompt}`, chunks: padded(positive) },
-      negative: negative && { key: `${digest} ${count} ${negativePrompt}`, chunks: padded(negative) },
+      job,
+      chunkCount,
+      prompt: { key: `${digest} ${chunkCount} ${prompt}`, chunks: padded(positive) },
+      negative: negative && { key: `${digest} ${chunkCount} ${negativePrompt}`, chunks: padded(negative) },
+      zeroNegativeKey: zeroNegative ? `${digest} ${chunkCount}` : undefined,
     };
   }
 
-  async #encode(model: TextModel, group: readonly { job: TextEncodeJob; prompts: Prompts }[]): Promise<TextOutcome[]> {
-    const needed = group.flatMap(({ prompts }) => [prompts.prompt, ...(prompts.negative ? [prompts.negative] : [])]);
-    let embedded: ReadonlyMap<string, Float32Array>;
+  async #encode(model: TextModel, group: readonly ReadJob[]): Promise<TextOutcome[]> {
+    const needed = group.flatMap(promptsOf);
+    const found = new Map<string, EmbeddedPrompt>();
+    for (const { key } of needed) {
+      const kept = this.#kept.get(key);
+      if (kept !== undefined) found.set(key, kept);
+    }
+    const missing = new Map(needed.filter(({ key }) => !found.has(key)).map((prompt) => [prompt.key, prompt]));
+    const seen = new Map<string, keyof EmbeddingCounts>([...found.keys()].map((key) => [key, "hit"]));
     try {
-      embedded = await this.#embed(model, needed);
+      const embedded = await this.#embed(model, [...missing.values()]);
+      for (const [key, embedding] of embedded) {
+        found.set(key, embedding);
+        this.#kept.keep(key, embedding);
+      }
     } catch (error) {
       // The device refused this run; the next may be of other prompts.
       if (!(error instanceof ServingError)) throw error;
       return group.map(({ job }) => ({ job, error }));
     }
-    return group.map(({ job, prompts }) => {
-      const conditioning = {
-        sequenceLength: prompts.prompt.chunks.reduce((sum, { ids }) => sum + ids.length, 0),
-        prompt: embedded.get(prompts.prompt.key)!,
-        negative: prompts.negative && embedded.get(prompts.negative.key)!,
-      };
-      return { job, encoded: { conditioning, promptChunks: prompts.chunkCount } };
+    return group.map((read) => {
+      const embeddings = { hit: 0, shared: 0, miss: 0 };
+      for (const { key } of promptsOf(read)) {
+        embeddings[seen.get(key) ?? "miss"] += 1;
+        if (!seen.has(key)) seen.set(key, "shared");
+      }
+      const encoded = { conditioning: this.#conditioning(read, found), promptChunks: read.chunkCount, embeddings };
+      return { job: read.job, encoded };
     });
   }
 
-  async #embed(model: TextModel, needed: readonly ReadPrompt[]): Promise<ReadonlyMap<string, Float32Array>> {
-    const found = new Map<string, Float32Array>();
-    const missing = new Map<string, ReadPrompt>();
-    for (const prompt of needed) {
-      const kept = this.#kept.get(prompt.key);
-      if (kept === undefined) missing.set(prompt.key, prompt);
-      else found.set(prompt.key, kept);
-    }
-    const chunks = [...missing.values()].flatMap((prompt) => prompt.chunks);
-    const embeddings: Float32Array[] = [];
-    for (let from = 0; from < chunks.length; from += this.#limits.chunksMax) {
-      const some = chunks.slice(from, from + this.#limits.chunksMax);
-      const rows = await model.encoder.encode(some.map(({ ids }) => ids));
-      embeddings.push(...rows.map((row, i) => model.reader.applyWeights(row, some[i]!.weights).slice()));
-    }
-    for (const { key, chunks: own } of missing.values()) found.set(key, joined(embeddings.splice(0, own.length)));
-    for (const [key, embedding] of found) this.#keep(key, embedding);
-    return found;
+  #conditioning(read: ReadJob, found: ReadonlyMap<string, EmbeddedPrompt>): Conditioning {
+    const prompt = found.get(read.prompt.key)!;
+    const negative = read.negative === undefined ? this.#zeros(read, prompt) : found.get(read.negative.key)!;
+    return {
+      sequenceLength: read.prompt.chunks[0]!.reduce((sum, { ids }) => sum + ids.length, 0),
+      prompt: prompt.hidden,
+      negative: negative?.hidden,
+      ...(prompt.pooled && { pooled: { prompt: prompt.pooled, negative: negative?.pooled } }),
+    };
   }
 
-  #keep(key: string, embedding: Float32Array): void {
-    this.#kept.delete(key);
-    this.#kept.set(key, embedding);
-    if (this.#kept.size > this.#limits.keptMax) this.#kept.delete(this.#kept.keys().next().value!);
+  #zeros({ zeroNegativeKey }: ReadJob, like: EmbeddedPrompt): EmbeddedPrompt | undefined {
+    if (zeroNegativeKey === undefined) return undefined;
+    const kept = this.#kept.get(zeroNegativeKey);
+    if (kept !== undefined) return kept;
+    const zeros = zerosLike(like);
+    this.#kept.keep(zeroNegativeKey, zeros);
+    return zeros;
+  }
+
+  /** Runs each tower over the chunks of all prompts, so many at a time as the limit allows. */
+  async #embed({ towers }: TextModel, prompts: readonly ReadPrompt[]): Promise<ReadonlyMap<string, EmbeddedPrompt>> {
+    const byTower: EncodedText[][] = [];
+    for (const [tower, { reader, encoder }] of towers.entries()) {
+      const chunks = prompts.flatMap((prompt) => prompt.chunks[tower]!);
+      const encoded: EncodedText[] = [];
+      for (let from = 0; from < chunks.length; from += this.#limits.chunksMax) {
+        const some = chunks.slice(from, from + this.#limits.chunksMax);
+        const rows = await encoder.encode(some.map(({ ids }) => ids));
+        invariant(rows.length === some.length, "one embedding for each chunk");
+        // Copied: the encoder's arrays hold until its next run.
+        encoded.push(
+          ...rows.map(({ hidden, pooled }, i) => ({
+            hidden: reader.applyWeights(hidden, some[i]!.weights).slice(),
+            ...(pooled && { pooled: pooled.slice() }),
+          })),
+        );
+      }
+      byTower.push(encoded);
+    }
+    return new Map(
+      prompts.map(({ key, chunks }) => {
+        const own = byTower.map((encoded) => encoded.splice(0, chunks[0]!.length));
+        return [
+          key,
+          joinEmbedding(
+            own,
+            chunks[0]!.reduce((sum, { ids }) => sum + ids.length, 0),
+          ),
+        ];
+      }),
+    );
   }
 }
 
 interface ReadPrompt {
   readonly key: string;
-  readonly chunks: readonly PromptChunk[];
+  /** By tower, then by place in the prompt; every tower has as many. */
+  readonly chunks: readonly (readonly PromptChunk[])[];
 }
 
-interface Prompts {
+interface ReadJob {
+  readonly job: TextEncodeJob;
   readonly chunkCount: number;
   readonly prompt: ReadPrompt;
+  /** Undefined where there is no guidance, or zeros stand in its place. */
   readonly negative: ReadPrompt | undefined;
+  readonly zeroNegativeKey: string | undefined;
 }
 
-/** One array over shared memory: it is kept here and read in the denoise thread, with no copy for each request. */
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const length = parts.reduce((sum, part) => sum + part.length, 0);
-  const whole = new Float32Array(new SharedArrayBuffer(length * Float32Array.BYTES_PER_ELEMENT));
-  let offset = 0;
-  for (const part of parts) {
-    whole.set(part, offset);
-    offset += part.length;
-  }
-  return whole;
+function promptsOf({ prompt, negative }: ReadJob): readonly ReadPrompt[] {
+  return negative === undefined ? [prompt] : [prompt, negative];
 }

@@ -18,8 +18,8 @@ import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork 
 const UNDECODED_MAX = 16;
 /** Chunks of 77 tokens in one run of a text encoder. */
 const CHUNKS_MAX = 16;
-/** Embedded prompts kept: 77 x 768 floats are 240 KB, so about 60 MB of SD 1.5's. */
-const KEPT_MAX = 256;
+/** Embedded prompts kept: some 280 of SD 1.5's (77 x 768 floats, 240 KB), some 100 of SDXL's (77 x 2048). */
+const KEPT_BYTES_MAX = 64 * 2 ** 20;
 
 /** The three stages, each in a thread of its own. */
 export interface StageThreads {
@@ -56,7 +56,7 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
   const { queueMax, stepBatchMax, numImagesMax } = options.limits;
   const textData: TextEncodeData = {
     device,
-    limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptMax: KEPT_MAX },
+    limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
   };
   const denoiseData: DenoiseData = {
     device,
@@ -109,14 +109,14 @@ async function openModel(
   onNetwork: (stage: StageName) => void = () => {},
 ): Promise<OpenedNetwork> {
   const files = networkFiles(bundle);
-  const { tokenizerDir, digest, scheduler } = bundle;
+  const { textEncoders, textDigest, zeroEmptyNegative, scheduler } = bundle;
   const opening = async (stage: StageName, opened: Promise<OpenedNetwork>) => {
     const { weightsBytes } = await opened;
     onNetwork(stage);
     return weightsBytes;
   };
   const outcomes = await Promise.allSettled([
-    opening("textEncode", stages.textEncode.openModel({ ...files, tokenizerDir, digest })),
+    opening("textEncode", stages.textEncode.openModel({ ...files, textEncoders, textDigest, zeroEmptyNegative })),
     opening("denoise", stages.denoise.openModel({ ...files, scheduler })),
     opening("imageDecode", stages.imageDecode.openModel(files)),
   ]);
@@ -142,6 +142,6 @@ function reasonsOf(outcomes: readonly PromiseSettledResult<unknown>[]): unknown[
   return outcomes.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
 }
 
-function networkFiles({ id, textEncoderPath, unetPath, vaeDecoderPath }: Model["bundle"]): NetworkFiles {
-  return { model: id, textEncoderPath, unetPath, vaeDecoderPath };
+function networkFiles({ id, textEncoders, unetPath, vaeDecoderPath }: Model["bundle"]): NetworkFiles {
+  return { model: id, textEncoders, unetPath, vaeDecoderPath };
 }

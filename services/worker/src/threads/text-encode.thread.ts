@@ -1,7 +1,20 @@
 import { Deadline, systemClock } from "@atelier/core";
-import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
+import {
+  type Device,
+  type DeviceSpec,
+  type NetworkFiles,
+  openDevice,
+  type Releasable,
+  type TextEncoderFiles,
+} from "../device/device.ts";
 import { openPromptReader } from "../prompt-reader.ts";
-import { type TextEncoded, type TextEncodeLimits, TextEncodeStage } from "../stages/text-encode.ts";
+import {
+  type TextEncoded,
+  type TextEncodeLimits,
+  TextEncodeStage,
+  type TextModel,
+  type TextTower,
+} from "../stages/text-encode.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -11,8 +24,9 @@ export interface TextEncodeData {
 }
 
 export interface TextEncodeFiles extends NetworkFiles {
-  readonly tokenizerDir: string;
-  readonly digest: string;
+  readonly textEncoders: readonly (TextEncoderFiles & { readonly tokenizerDir: string })[];
+  readonly textDigest: string;
+  readonly zeroEmptyNegative: boolean;
 }
 
 export interface TextEncodeWork {
@@ -34,19 +48,7 @@ function openTextEncode(
   reply: Reply<TextEncodeResult, never>,
 ): HostedStage<TextEncodeWork, never, TextEncodeFiles> {
   const opener = openDevice(device);
-  const models = new ModelNetworks(async ({ tokenizerDir, digest, ...files }: TextEncodeFiles) => {
-    const reader = await openPromptReader(tokenizerDir);
-    const encoder = await opener.openTextEncoder(files);
-    return {
-      reader,
-      encoder,
-      digest,
-      get weightsBytes() {
-        return encoder.weightsBytes;
-      },
-      release: () => encoder.release(),
-    };
-  });
+  const models = new ModelNetworks((files: TextEncodeFiles) => openTextModel(opener, files));
   const stage = new TextEncodeStage(models, limits);
 
   return {
@@ -67,5 +69,31 @@ function openTextEncode(
       }
     },
     release: () => models.closeAll(),
+  };
+}
+
+async function openTextModel(device: Device, files: TextEncodeFiles): Promise<TextModel & Releasable> {
+  const { textEncoders, textDigest: digest, zeroEmptyNegative } = files;
+  const towers: (TextTower & { readonly encoder: Releasable })[] = [];
+  const release = async () => {
+    for (const { encoder } of towers) await encoder.release();
+  };
+  try {
+    for (const { tokenizerDir, ...encoder } of textEncoders) {
+      const reader = await openPromptReader(tokenizerDir);
+      towers.push({ reader, encoder: await device.openTextEncoder(encoder) });
+    }
+  } catch (error) {
+    await release();
+    throw error;
+  }
+  return {
+    towers,
+    digest,
+    zeroEmptyNegative,
+    get weightsBytes() {
+      return towers.reduce((sum, { encoder }) => sum + encoder.weightsBytes, 0);
+    },
+    release,
   };
 }

@@ -147,13 +147,46 @@ describe("the VAE and the text encoder on onnxruntime", () => {
         { op: "Unsqueeze", inputs: ["f"], output: "last_hidden_state", attributes: { axes: [2] } },
       ],
     });
-    const encoder = await device.openTextEncoder(files({ textEncoderPath: path }));
+    const encoder = await device.openTextEncoder({ path, hiddenOutput: "last_hidden_state" });
     const embedded = await encoder.encode([Int32Array.of(1, 2, 3), Int32Array.of(4, 5, 6)]);
-    expect(embedded.map((values) => [...values])).toEqual([
+    expect(embedded.map(({ hidden }) => [...hidden])).toEqual([
       [1, 2, 3],
       [4, 5, 6],
     ]);
     await encoder.release();
+  });
+
+  it("reads the hidden state and the pooled embedding that it was told to, and fetches no other layer", async () => {
+    const states = ["hidden_states.0", "hidden_states.1"];
+    const path = await write("text_encoder_2", {
+      inputs: [tensor("input_ids", "int64", ["b", "n"])],
+      outputs: [
+        ...states.map((name) => tensor(name, "float32", ["b", "n", 1])),
+        tensor("text_embeds", "float32", ["b", "n"]),
+      ],
+      nodes: [
+        { op: "Cast", inputs: ["input_ids"], output: "f", attributes: { to: FLOAT32 } },
+        { op: "Unsqueeze", inputs: ["f"], output: states[0]!, attributes: { axes: [2] } },
+        { op: "Neg", inputs: [states[0]!], output: states[1]! },
+        { op: "Neg", inputs: ["f"], output: "text_embeds" },
+      ],
+    });
+    const encoder = await device.openTextEncoder({ path, hiddenOutput: states[0]!, pooledOutput: "text_embeds" });
+    const embedded = await encoder.encode([Int32Array.of(1, 2), Int32Array.of(3, 4)]);
+    expect(embedded.map(({ hidden, pooled }) => [[...hidden], [...pooled!]])).toEqual([
+      [
+        [1, 2],
+        [-1, -2],
+      ],
+      [
+        [3, 4],
+        [-3, -4],
+      ],
+    ]);
+    await encoder.release();
+    await expect(device.openTextEncoder({ path, hiddenOutput: "hidden_states.7" })).rejects.toThrow(
+      /INVALID_BUNDLE.*text_encoder_2\/model\.onnx: has no tensor "hidden_states\.7"/,
+    );
   });
 
   it("names the file that is no graph, and the tensor that a graph lacks", async () => {
@@ -250,5 +283,5 @@ async function write(name: string, model: Parameters<typeof onnxModel>[0]): Prom
 }
 
 function files(paths: Partial<NetworkFiles>): NetworkFiles {
-  return { model: "m", unetPath: "", vaeDecoderPath: "", textEncoderPath: "", ...paths };
+  return { model: "m", unetPath: "", vaeDecoderPath: "", textEncoders: [], ...paths };
 }

@@ -18,8 +18,8 @@ export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
   const narrow = (path: string) => NetworkSession.open(path, { provider, threads: 1 });
   const severalThreads = provider === "cpu" && threads > 1;
   return {
-    openTextEncoder: async ({ textEncoderPath }) =>
-      understood(await narrow(textEncoderPath), (session) => new OnnxTextEncoder(session)),
+    openTextEncoder: async (files) =>
+      understood(await narrow(files.path), (session) => new OnnxTextEncoder(session, files)),
     openUnet: async ({ unetPath }) =>
       new OnnxUnetLanes(await understood(await wide(unetPath), (session) => new OnnxUnet(session, threads)), {
         max: severalThreads ? threads : 0,

@@ -8,7 +8,7 @@ import { openDevice, type UnetLane } from "../device.ts";
 
 const FILES = {
   model: "atelier-tiny",
-  textEncoderPath: join(TEST_BUNDLE, "text_encoder/model.onnx"),
+  textEncoders: [],
   unetPath: join(TEST_BUNDLE, "unet/model.onnx"),
   vaeDecoderPath: join(TEST_BUNDLE, "vae_decoder/model.onnx"),
 };
