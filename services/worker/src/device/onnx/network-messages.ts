@@ -16,6 +16,8 @@ export interface SharedTensor extends TensorSpec {
 export interface NetworkData {
   readonly path: string;
   readonly options: InferenceSession.SessionOptions;
+  /** A U-Net's graph that takes one timestep for its batch is rewritten to take one for each row. */
+  readonly timestepPerRow?: boolean;
 }
 
 /** The tensors of one shape of call; made once and used again. */
@@ -35,6 +37,8 @@ export type FromNetwork =
       readonly type: "opened";
       readonly inputs: readonly InferenceSession.ValueMetadata[];
       readonly outputs: readonly InferenceSession.ValueMetadata[];
+      /** Why the graph could not be rewritten. */
+      readonly note?: string;
     }
   | { readonly type: "not-opened"; readonly message: string }
   /** `outputs` comes with the first run of a binding: from then on the values are written there. */

@@ -29,6 +29,8 @@ export class NetworkSession implements Releasable {
   readonly weightsBytes: number;
   readonly inputs: readonly InferenceSession.ValueMetadata[];
   readonly outputs: readonly InferenceSession.ValueMetadata[];
+  /** Why a graph that had better been rewritten is run as it is. */
+  readonly note: string | undefined;
   readonly #thread: Thread;
   readonly #bindings = new Map<string, OwnBinding>(); // the longest unused first
   #bindingsMade = 0;
@@ -36,18 +38,22 @@ export class NetworkSession implements Releasable {
   private constructor(
     thread: Thread,
     { path, weightsBytes }: { path: string; weightsBytes: number },
-    { inputs, outputs }: Extract<FromNetwork, { type: "opened" }>,
+    { inputs, outputs, note }: Extract<FromNetwork, { type: "opened" }>,
   ) {
     this.#thread = thread;
     this.path = path;
     this.weightsBytes = weightsBytes;
     this.inputs = inputs;
     this.outputs = outputs;
+    this.note = note;
   }
 
   /** @throws ServingError INVALID_BUNDLE naming the file and onnxruntime's reason. */
-  static async open(path: string, options: SessionOptions): Promise<NetworkSession> {
-    const thread = new Thread({ path, options: sessionOptions(options) });
+  static async open(
+    path: string,
+    { timestepPerRow = false, ...options }: SessionOptions & Pick<NetworkData, "timestepPerRow">,
+  ): Promise<NetworkSession> {
+    const thread = new Thread({ path, options: sessionOptions(options), timestepPerRow });
     const answer = await thread.answer();
     if (answer.type === "opened")
       return new NetworkSession(thread, { path, weightsBytes: await bytesOf(path) }, answer);

@@ -19,13 +19,19 @@ const port = parentPort!;
 const say = (message: FromNetwork) => port.postMessage(message);
 const bindings = new Map<number, Binding>();
 
-const { path, options } = workerData as NetworkData;
+const { path, options, timestepPerRow } = workerData as NetworkData;
 let session: InferenceSession | undefined;
+let note: string | undefined;
 try {
   session = await InferenceSession.create(path, options);
+  if (timestepPerRow === true) {
+    const { hasTimestepPerRow, reopenedPerRow } = await import("./timestep-per-row.ts");
+    if (!hasTimestepPerRow(session)) ({ session, cannot: note } = await reopenedPerRow(session, path, options));
+  }
   // Before "opened": what is said at once in answer must find somebody who listens.
   port.on("message", hear);
-  say({ type: "opened", inputs: session.inputMetadata, outputs: session.outputMetadata });
+  const { inputMetadata: inputs, outputMetadata: outputs } = session;
+  say({ type: "opened", inputs, outputs, ...(note === undefined ? {} : { note }) });
 } catch (error) {
   say({ type: "not-opened", message: (error as Error).message });
 }

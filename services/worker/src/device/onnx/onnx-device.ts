@@ -16,15 +16,20 @@ import { OnnxVaeEncoder } from "./onnx-vae-encoder.ts";
 export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
   const wide = (path: string) => NetworkSession.open(path, { provider, threads });
   const narrow = (path: string) => NetworkSession.open(path, { provider, threads: 1 });
+  const unet = (path: string, lane: number) =>
+    NetworkSession.open(path, { provider, threads: lane, timestepPerRow: true });
   const severalThreads = provider === "cpu" && threads > 1;
   return {
     openTextEncoder: async (files) =>
       understood(await narrow(files.path), (session) => new OnnxTextEncoder(session, files)),
-    openUnet: async ({ unetPath }) =>
-      new OnnxUnetLanes(await understood(await wide(unetPath), (session) => new OnnxUnet(session, threads)), {
+    openUnet: async ({ model, unetPath }) => {
+      const session = await unet(unetPath, threads);
+      if (session.note !== undefined) process.emitWarning(`${model}: unet/model.onnx runs as it is: ${session.note}`);
+      return new OnnxUnetLanes(await understood(session, () => new OnnxUnet(session, threads)), {
         max: severalThreads ? threads : 0,
-        open: async () => understood(await narrow(unetPath), (session) => new OnnxUnet(session, 1)),
-      }),
+        open: async () => understood(await unet(unetPath, 1), (lane) => new OnnxUnet(lane, 1)),
+      });
+    },
     openVaeDecoder: async ({ vaeDecoderPath }) =>
       understood(
         await wide(vaeDecoderPath),
