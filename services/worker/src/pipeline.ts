@@ -64,6 +64,8 @@ export interface GenerationOutcome {
   readonly modelDigest: string;
   readonly hiresFix: HiresFix | undefined;
   readonly promptChunks: number;
+  /** By how much a prediction may depend on its batch mates; 0: not at all. */
+  readonly batchDifference: number;
   /** Both prompts were embedded before: the text encoder did not run. */
   readonly embeddingsCached: boolean;
   readonly times: GenerationTimes;
@@ -319,6 +321,7 @@ export class Pipeline {
       modelDigest: model.bundle.digest,
       hiresFix: phases.hiresFix,
       promptChunks: text.promptChunks,
+      batchDifference: Math.max(...done.map((image) => image.batchDifference)),
       embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
       times,
     };
@@ -332,7 +335,7 @@ export class Pipeline {
     const deadlineAtMs = call.deadline.atMs;
     const { sampler, steps, karras, guidanceScale } = request;
 
-    const { latent, startedAtMs } = await this.#threads.denoise.run(
+    const { latent, startedAtMs, batchDifference } = await this.#threads.denoise.run(
       id,
       {
         model: request.model,
@@ -365,7 +368,7 @@ export class Pipeline {
       );
       if (signal.aborted) throw toServingError(signal.reason);
       call.onEvent({ type: "image", imageIndex, seed, image });
-      return { startedAtMs, denoisedAtMs };
+      return { startedAtMs, denoisedAtMs, batchDifference };
     } finally {
       this.#threads.denoise.tell({ taken: 1 });
     }

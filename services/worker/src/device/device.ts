@@ -35,7 +35,7 @@ export interface TextEncoderFiles {
 
 /** Holds memory on the device until released; never while a call runs. */
 export interface Releasable {
-  /** Bytes of the files that its sessions have read, once for each session: they share no weights. May grow. */
+  /** Bytes of the files that its sessions read or may yet read, once for each session: they share no weights. */
   readonly weightsBytes: number;
   release(): Promise<void>;
 }
@@ -52,6 +52,11 @@ export interface UnetLanes {
    * than `wide`, and each makes one row more slowly.
    */
   readonly narrow: readonly UnetLane[];
+  /**
+   * Largest difference of a prediction between a row alone, the row among others, and on a narrow lane, as measured beside
+   * the first run of two rows; undefined before. 0 says that pictures do not depend on their batch mates.
+   */
+  readonly batchDifference: number | undefined;
   /** How many `narrow` will be: as many as there are threads, where there are several; 0 on a GPU. */
   readonly narrowMax: number;
   /**

@@ -122,7 +122,7 @@ export function wireCompleted(
   outcome: GenerationOutcome,
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
-  const { modelDigest, hiresFix, promptChunks, embeddingsCached, times } = outcome;
+  const { modelDigest, hiresFix, promptChunks, embeddingsCached, batchDifference, times } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -132,6 +132,7 @@ export function wireCompleted(
     ...(hiresFix && { hiresFix }),
     times,
     promptChunks,
+    batchDifference,
     embeddingsCached,
   });
   return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });

@@ -33,6 +33,8 @@ export interface DenoiseResult {
   readonly latent: Float32Array<ArrayBuffer>;
   /** When its first step began, by the system clock. */
   readonly startedAtMs: number;
+  /** As `UnetLanes` tells it. */
+  readonly batchDifference: number;
 }
 
 /** Image decode has taken this many finished latents. */
@@ -104,8 +106,12 @@ function openDenoise(
           steps,
         });
       }
-      for (const { id, latent } of finished) {
-        const result = { latent: latent as Float32Array<ArrayBuffer>, startedAtMs: jobs.get(id)!.startedAtMs! };
+      for (const { id, model, latent } of finished) {
+        const result = {
+          latent: latent as Float32Array<ArrayBuffer>,
+          startedAtMs: jobs.get(id)!.startedAtMs!,
+          batchDifference: models.get(model).unet.batchDifference ?? 0,
+        };
         jobs.delete(id);
         reply.done(id, result, [result.latent.buffer]);
       }

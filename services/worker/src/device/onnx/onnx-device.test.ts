@@ -44,6 +44,22 @@ describe("the U-Net on onnxruntime", () => {
     await unet.release();
   });
 
+  it("says by how much a prediction changes with the batch", async () => {
+    const path = await write("unet", {
+      inputs: unetInputs("float32", { type: "float32", shape: ["b"] }),
+      outputs: [tensor("out_sample", "float32", ["b", SHAPE.channels, "h", "w"])],
+      nodes: [
+        { op: "ReduceMean", inputs: ["sample"], output: "mean", attributes: { axes: [0], keepdims: 1 } }, // over the batch
+        { op: "Sub", inputs: ["sample", "mean"], output: "out_sample" },
+      ],
+    });
+    const unet = await device.openUnet(files({ unetPath: path }));
+    const [first, second] = await unet.wide.predictNoise(batch([row(3, 1, 1), row(1, 1, 1)]));
+    expect([first![0], second![0]]).toEqual([1, -1]);
+    expect(unet.batchDifference).toBe(1); // alone it is 3 - 3
+    await unet.release();
+  });
+
   it("feeds what a row brings besides, by name", async () => {
     const path = await write("unet", {
       inputs: [...unetInputs("float32", { type: "float32", shape: ["b"] }), tensor("time_ids", "float32", ["b", 2])],

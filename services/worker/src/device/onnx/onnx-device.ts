@@ -26,8 +26,10 @@ export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
       const session = await unet(unetPath, threads);
       if (session.note !== undefined) process.emitWarning(`${model}: unet/model.onnx runs as it is: ${session.note}`);
       return new OnnxUnetLanes(await understood(session, () => new OnnxUnet(session, threads)), {
-        max: severalThreads ? threads : 0,
-        open: async () => understood(await unet(unetPath, 1), (lane) => new OnnxUnet(lane, 1)),
+        narrowMax: severalThreads ? threads : 0,
+        openNarrow: async () => understood(await unet(unetPath, 1), (lane) => new OnnxUnet(lane, 1)),
+        // A GPU's libraries choose their kernels by the size of the batch.
+        comparedRows: provider === "cpu" ? [1] : [1, 4],
       });
     },
     openVaeDecoder: async ({ vaeDecoderPath }) =>

@@ -48,7 +48,7 @@ export class OnnxVaeDecoder implements VaeDecoder, Releasable {
   }
 
   get weightsBytes(): number {
-    return this.#wide.weightsBytes + (this.#narrow?.weightsBytes ?? 0);
+    return this.#wide.weightsBytes * (this.#openNarrow === undefined ? 1 : 2);
   }
 
   async release(): Promise<void> {
