@@ -5,6 +5,7 @@ describe("planPhases", () => {
   it("makes an image up to the threshold in one pass", () => {
     expect(plan({ width: 320, height: 320 })).toEqual({
       shape: { channels: 4, height: 40, width: 40 },
+      firstStep: 0,
       refine: undefined,
       hiresFix: undefined,
       steps: 20,
@@ -14,6 +15,7 @@ describe("planPhases", () => {
   it("makes a larger one at the native size first, then refines it at the size asked for", () => {
     expect(plan({ width: 512, height: 512 })).toEqual({
       shape: { channels: 4, height: 32, width: 32 },
+      firstStep: 0,
       refine: { shape: { channels: 4, height: 64, width: 64 }, upscale: "bicubic", firstStep: 11 },
       hiresFix: { nativeWidth: 256, nativeHeight: 256, strength: 0.45, upscale: "bicubic" },
       steps: 20 + 9,
@@ -53,6 +55,16 @@ describe("planPhases", () => {
     expect(phases.steps).toBe(2);
   });
 
+  it("makes an image from another in one pass at any size, with the strength's share of the steps", () => {
+    expect(plan({ width: 512, height: 512, strength: 0.6 })).toEqual({
+      shape: { channels: 4, height: 64, width: 64 },
+      firstStep: 8,
+      refine: undefined,
+      hiresFix: undefined,
+      steps: 12,
+    });
+  });
+
   it("makes everything in one pass where the manifest names no hires fix", () => {
     expect(plan({ width: 1024, height: 1024 }, { hiresFix: undefined }).steps).toBe(20);
   });
@@ -65,7 +77,7 @@ const MANIFEST = {
   hiresFix: { abovePixels: 320 * 320, strength: 0.45, upscale: "bicubic" as const },
 };
 
-function plan(size: { width: number; height: number }, overrides: Partial<Parameters<typeof planPhases>[1]> = {}) {
+function plan(size: Parameters<typeof planPhases>[0], overrides: Partial<Parameters<typeof planPhases>[1]> = {}) {
   return planPhases(size, { ...MANIFEST, ...overrides }, planOf(20), 4);
 }
 

@@ -10,10 +10,12 @@ export interface HiresFix {
   readonly upscale: UpscaleMode;
 }
 
-/** The passes over one image: one, or two where the hires fix applies. */
+/** The passes over one image: one, or two where the hires fix applies; image to image is always one. */
 export interface Phases {
   /** Of the first pass. */
   readonly shape: LatentShape;
+  /** Step of the plan at which it starts: 0, but for image to image. */
+  readonly firstStep: number;
   readonly refine: RefinePhase | undefined;
   readonly hiresFix: HiresFix | undefined;
   /** Of both passes together. */
@@ -25,33 +27,47 @@ interface Size {
   readonly height: number;
 }
 
+/** An image to be made; `strength` where it starts from another, over 0 and up to 1. */
+interface Wish extends Size {
+  readonly strength?: number | undefined;
+}
+
 /**
- * Plans the passes for an image of `size` pixels. Above `hiresFix.abovePixels` of the manifest: first at about the
- * native pixel count with the same aspect, then image to image at the size asked for.
+ * Plans the passes for an image of so many pixels. Above `hiresFix.abovePixels` of the manifest: first at about the
+ * native pixel count with the same aspect, then image to image at the size asked for. An image that starts from another
+ * has its layout already, which is what the first of those passes is for, so it is made in one pass at any size.
+ *
+ * @throws ServingError INVALID_REQUEST naming strength when it leaves no step to take.
  */
 export function planPhases(
-  size: Size,
+  { strength, ...size }: Wish,
   manifest: Pick<BundleManifest, "nativeSize" | "sizeMultiple" | "sizeMin" | "hiresFix">,
   plan: Pick<SamplerPlan, "stepCount" | "startIndex">,
   channels: number,
 ): Phases {
   const single = {
-    shape: latentShape({ ...size, channels }),
+    shape: latentShape({ width: size.width, height: size.height, channels }),
+    firstStep: 0,
     refine: undefined,
     hiresFix: undefined,
     steps: plan.stepCount,
   };
+  if (strength !== undefined) {
+    const firstStep = plan.startIndex(strength);
+    return { ...single, firstStep, steps: plan.stepCount - firstStep };
+  }
   const { hiresFix } = manifest;
   if (hiresFix === undefined || size.width * size.height <= hiresFix.abovePixels) return single;
   const native = nativeSizeFor(size, manifest, hiresFix.latentScaleMax ?? Infinity);
   if (native.width === size.width && native.height === size.height) return single;
 
-  const { strength, upscale } = hiresFix;
-  const firstStep = refineFrom(plan, strength);
+  const firstStep = refineFrom(plan, hiresFix.strength);
+  const { upscale } = hiresFix;
   return {
     shape: latentShape({ ...native, channels }),
+    firstStep: 0,
     refine: { shape: single.shape, upscale, firstStep },
-    hiresFix: { nativeWidth: native.width, nativeHeight: native.height, strength, upscale },
+    hiresFix: { nativeWidth: native.width, nativeHeight: native.height, strength: hiresFix.strength, upscale },
     steps: plan.stepCount + (plan.stepCount - firstStep),
   };
 }

@@ -91,6 +91,37 @@ describe("a pipeline driven directly", () => {
     expect(last!.psnrDb).toBeGreaterThan(early!.psnrDb);
   });
 
+  it("makes an image from another, nearer to it the less strength", async () => {
+    const size = { width: 256, height: 256, steps: 8, encoding: { format: "raw", quality: 90 } as const };
+    const [from] = await images({ ...size, prompt: "a green sofa", encoding: { format: "png", quality: 90 } });
+    const pixels = await sharp(from!.data).raw().toBuffer();
+    const totals: number[] = [];
+    const likeness = [];
+    for (const strength of [0.25, 0.6, 1]) {
+      const initImage = { bytes: from!.data, digest: "sha256:00", strength };
+      let made: Uint8Array | undefined;
+      await generate({ ...size, prompt: "a red mug", initImage }, new AbortController().signal, (event) => {
+        if (event.type === "accepted") totals.push(event.stepsTotal);
+        if (event.type === "image") made = event.image.data;
+      });
+      likeness.push(likenessOf(made!, pixels).psnrDb);
+    }
+    expect(totals).toEqual([2, 4, 8]);
+    expect(likeness).toEqual(likeness.toSorted((a, b) => b - a));
+  });
+
+  it("accepts nothing on a picture that cannot be read, or with no step to take", async () => {
+    const events: string[] = [];
+    const refused = async (change: Partial<GenerationRequest>) =>
+      generate(change, new AbortController().signal, ({ type }) => events.push(type)).catch((error) => error);
+    const broken = { bytes: Buffer.from("no picture"), digest: "sha256:00", strength: 0.5 };
+    expect(await refused({ initImage: broken })).toMatchObject({ code: "INVALID_REQUEST", field: "init_image" });
+    const weak = { ...broken, strength: 0.1 };
+    expect(await refused({ initImage: weak })).toMatchObject({ code: "INVALID_REQUEST", field: "strength" });
+    expect(events).toEqual([]);
+    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, requestsFree: 8 });
+  });
+
   it("makes previews at the size of each pass", async () => {
     const widths: number[] = [];
     await generate({ width: 336, height: 336, previewEverySteps: 2 }, new AbortController().signal, (event) => {

@@ -4,8 +4,9 @@ import type { DeviceSpec } from "./device/device.ts";
 import { allOf, type Model, readModels } from "./models.ts";
 import { type HiresFix, type Phases, planPhases } from "./phases.ts";
 import { checkRequest, type GenerationRequest } from "./request.ts";
-import type { Conditioning } from "./stages/denoise-job.ts";
-import { type EncodedImage, QUALITY_DEFAULT } from "./stages/image-file.ts";
+import type { Conditioning, StartImage } from "./stages/denoise-job.ts";
+import { type EncodedImage, QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
+import { readInitImage } from "./stages/init-image.ts";
 import { drawPreview, encodePreview, type PreviewMap, previewMapOf } from "./stages/preview.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { StepTimes } from "./step-times.ts";
@@ -126,6 +127,7 @@ export class Pipeline {
   readonly #stop = new AbortController();
   readonly #inFlight = new Map<string, Running>();
   readonly #listeners = new Set<() => void>();
+  #reading = 0; // requests whose picture is being read
 
   constructor(
     { limits, observer, clock = systemClock }: PipelineOptions,
@@ -150,7 +152,9 @@ export class Pipeline {
   async generate(request: GenerationRequest, call: GenerationCall): Promise<GenerationOutcome> {
     const { model, phases } = this.#plan(request);
     call.deadline.check("starting the request");
-    const running = this.#admit(request, call, model, phases);
+    const picture = await this.#readInitImage(request);
+    if (call.signal.aborted) throw toServingError(call.signal.reason);
+    const running = this.#admit(request, call, { model, phases, picture });
     try {
       return await this.#run(running);
     } finally {
@@ -164,7 +168,7 @@ export class Pipeline {
     const requestsInFlight = this.#inFlight.size;
     return {
       requestsInFlight,
-      requestsFree: Math.max(0, this.#limits.queueMax - requestsInFlight),
+      requestsFree: Math.max(0, this.#limits.queueMax - this.#placesTaken),
       backlogMs: this.#backlog.totalMs,
       stepMs: new Map([...this.models.values()].map(({ bundle }) => [bundle.id, 2 * this.#nativeMsPerRow(bundle)])),
     };
@@ -254,25 +258,51 @@ export class Pipeline {
     }
     checkRequest(request, model.limits);
     checkPreview(request, model);
+    checkInitImage(request, model);
     const plan = model.plans.get(request);
-    return { model, phases: planPhases(request, model.bundle.manifest, plan, model.bundle.latentChannels) };
+    const { width, height, initImage } = request;
+    const wish = { width, height, strength: initImage?.strength };
+    return { model, phases: planPhases(wish, model.bundle.manifest, plan, model.bundle.latentChannels) };
   }
 
-  #admit(request: GenerationRequest, call: GenerationCall, model: Model, phases: Phases): Running {
+  /**
+   * Before admission, so that nothing is accepted on a picture that cannot be read; a request has its place meanwhile.
+   * Undefined where there is no picture, or none is needed: every image goes on from a state.
+   */
+  async #readInitImage(request: GenerationRequest): Promise<RgbImage | undefined> {
+    const bytes = request.initImage?.bytes;
+    if (bytes === undefined) return undefined;
+    this.#checkRoom();
+    this.#reading += 1;
+    try {
+      return await readInitImage(bytes, request);
+    } finally {
+      this.#reading -= 1;
+    }
+  }
+
+  get #placesTaken(): number {
+    return this.#inFlight.size + this.#reading;
+  }
+
+  #checkRoom(): void {
+    if (this.#placesTaken < this.#limits.queueMax) return;
+    throw new ServingError("OVERLOADED", `${this.#limits.queueMax} requests are in flight, which is the most`);
+  }
+
+  #admit(request: GenerationRequest, call: GenerationCall, parts: RunningParts): Running {
     if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
     if (this.#inFlight.has(request.id)) {
       throw new ServingError("INVALID_REQUEST", `request_id ${request.id}: a request of this id is in flight`, {
         field: "request_id",
       });
     }
-    if (this.#inFlight.size >= this.#limits.queueMax) {
-      throw new ServingError("OVERLOADED", `${this.#limits.queueMax} requests are in flight, which is the most`);
-    }
-    const running = new Running(request, call, model, phases);
+    this.#checkRoom();
+    const running = new Running(request, call, parts);
     this.#inFlight.set(request.id, running);
     for (const id of running.jobIds) this.#backlog.add(id, running.jobWork);
     this.#changed();
-    const stepsTotal = phases.steps * request.numImages;
+    const stepsTotal = parts.phases.steps * request.numImages;
     call.onEvent({ type: "accepted", backlogMs: this.#backlog.totalMs, stepsTotal });
     return running;
   }
@@ -293,14 +323,17 @@ export class Pipeline {
       },
       { signal },
     );
+    const start = await this.#encodeInitImage(running, signal);
     const encodedAtMs = this.#clock.nowMs();
     this.#observer?.embedded(text.embeddings);
 
     const images = running.jobIds.map((_, imageIndex) =>
-      this.#makeImage(running, imageIndex, text.conditioning, signal).catch((error: unknown) => {
-        failed.abort(error);
-        throw error;
-      }),
+      this.#makeImage(running, imageIndex, { conditioning: text.conditioning, start }, signal).catch(
+        (error: unknown) => {
+          failed.abort(error);
+          throw error;
+        },
+      ),
     );
     const made = await Promise.allSettled(images);
     if (failed.signal.aborted) throw toServingError(failed.signal.reason);
@@ -327,7 +360,23 @@ export class Pipeline {
     };
   }
 
-  async #makeImage(running: Running, imageIndex: number, conditioning: Conditioning, signal: AbortSignal) {
+  /** Once for all images of a request: each draws a latent of its own from what comes of it. */
+  async #encodeInitImage(running: Running, signal: AbortSignal): Promise<StartImage | undefined> {
+    const { request, call, model, phases, picture } = running;
+    if (picture === undefined) return undefined;
+    const { scalingFactor, shiftFactor = 0 } = model.bundle;
+    const work = { model: request.model, picture, shape: phases.shape, scaling: { scalingFactor, shiftFactor } };
+    const { atMs } = call.deadline;
+    const latents = await this.#threads.imageEncode.run(request.id, { ...work, deadlineAtMs: atMs }, { signal });
+    return { latents, firstStep: phases.firstStep };
+  }
+
+  async #makeImage(
+    running: Running,
+    imageIndex: number,
+    { conditioning, start }: { conditioning: Conditioning; start: StartImage | undefined },
+    signal: AbortSignal,
+  ) {
     const { request, call, model, phases } = running;
     const { scalingFactor, shiftFactor = 0 } = model.bundle;
     const id = running.jobIds[imageIndex]!;
@@ -341,6 +390,7 @@ export class Pipeline {
         model: request.model,
         plan: { sampler, steps, karras },
         shape: phases.shape,
+        start,
         refine: phases.refine,
         conditioning,
         guidanceScale,
@@ -392,8 +442,25 @@ function checkPreview({ previewEverySteps = 0 }: GenerationRequest, { bundle }: 
   throw new ServingError("INVALID_REQUEST", message, { field: "preview_every_steps" });
 }
 
+/** @throws ServingError INVALID_REQUEST when images are to start from a picture and the model cannot see pictures. */
+function checkInitImage({ initImage }: GenerationRequest, { bundle }: Model): void {
+  if (initImage === undefined) return;
+  if (initImage.bytes === undefined) {
+    throw new ServingError("INVALID_REQUEST", "init_image is missing", { field: "init_image" });
+  }
+  if (bundle.vaeEncoderPath !== undefined) return;
+  const message = `init_image: ${bundle.id} has no VAE encoder (vae_encoder/model.onnx), so its images start from words alone`;
+  throw new ServingError("INVALID_REQUEST", message, { field: "init_image" });
+}
+
 /** A slow device may compile the networks at first use. */
 const WARM_UP_MAX_MS = 10 * 60_000;
+
+interface RunningParts {
+  readonly model: Model;
+  readonly phases: Phases;
+  readonly picture: RgbImage | undefined;
+}
 
 /** A request in flight. */
 class Running {
@@ -401,16 +468,19 @@ class Running {
   readonly call: GenerationCall;
   readonly model: Model;
   readonly phases: Phases;
+  /** What image to image starts from. */
+  readonly picture: RgbImage | undefined;
   readonly jobIds: readonly string[];
   readonly previewMap: PreviewMap | undefined;
   /** By image. */
   readonly stepsDone: number[];
 
-  constructor(request: GenerationRequest, call: GenerationCall, model: Model, phases: Phases) {
+  constructor(request: GenerationRequest, call: GenerationCall, { model, phases, picture }: RunningParts) {
     this.request = request;
     this.call = call;
     this.model = model;
     this.phases = phases;
+    this.picture = picture;
     this.previewMap = previewMapOf(model.bundle);
     this.jobIds = Array.from({ length: request.numImages }, (_, i) => `${request.id}#${i}`);
     this.stepsDone = this.jobIds.map(() => 0);

@@ -2,6 +2,8 @@ import { ServingError } from "@atelier/core";
 import { describe, expect, it } from "vitest";
 import { checkRequest, type GenerationRequest } from "./request.ts";
 
+const IMAGE = { bytes: Uint8Array.of(1), digest: "sha256:00" };
+
 describe("checkRequest", () => {
   it("takes what lies within the limits, to the edge", () => {
     expect(refusalOf({})).toBeUndefined();
@@ -26,6 +28,13 @@ describe("checkRequest", () => {
     ["quality", { encoding: { format: "jpeg" as const, quality: 101 } }, "quality 101: a whole number within 1..100"],
     ["seed", { seed: -1n }, "seed -1"],
     ["seed", { seed: 2n ** 64n - 1n, numImages: 2 }, "seed 18446744073709551615"],
+    [
+      "strength",
+      { initImage: { ...IMAGE, strength: 0 } },
+      "strength 0: with an init image a number over 0 and up to 1",
+    ],
+    ["strength", { initImage: { ...IMAGE, strength: 1.5 } }, "strength 1.5: "],
+    ["strength", { initImage: { ...IMAGE, strength: Number.NaN } }, "strength NaN: "],
     ["prompt", { prompt: "" }, "prompt is empty"],
     ["prompt", { prompt: "a".repeat(100_000) }, "prompt has 100000 characters"],
     ["prompt", { prompt: "a\0b" }, "U+0000"],

@@ -21,8 +21,19 @@ export interface GenerationRequest {
   readonly seed: bigint;
   readonly numImages: number;
   readonly encoding: ImageEncoding;
+  /** Image to image: what the images start from. */
+  readonly initImage?: InitImage;
   /** A preview with every this many steps of an image; 0 or absent: none. */
   readonly previewEverySteps?: number;
+}
+
+export interface InitImage {
+  /** A PNG, JPEG or WebP file. Absent where every image of the request goes on from a state that was saved. */
+  readonly bytes?: Uint8Array;
+  /** "sha256:..." of the bytes. */
+  readonly digest: string;
+  /** How much of the schedule is run, over 0 and up to 1. */
+  readonly strength: number;
 }
 
 export interface RequestLimits {
@@ -67,6 +78,7 @@ export function checkRequest(request: GenerationRequest, limits: RequestLimits):
   checkNumber("guidance_scale", request.guidanceScale, { min: 0, max: limits.guidanceScaleMax, whole: false });
   checkNumber("num_images", request.numImages, { min: 1, max: limits.numImagesMax, whole: true });
   checkNumber("quality", request.encoding.quality, { min: 1, max: 100, whole: true });
+  if (request.initImage !== undefined) checkStrength(request.initImage.strength);
   if (request.seed < 0n || request.seed + BigInt(request.numImages - 1) > SEED_MAX) {
     throw refused("seed", String(request.seed), `seed and seed + num_images - 1 are within 0..${SEED_MAX}`);
   }
@@ -81,6 +93,12 @@ function checkNumber(field: string, value: number, range: { min: number; max: nu
   const { min, max, whole } = range;
   if (value >= min && value <= max && (!whole || Number.isInteger(value))) return;
   throw refused(field, String(value), `a ${whole ? "whole " : ""}number within ${min}..${max}`);
+}
+
+function checkStrength(strength: number): void {
+  if (!(strength > 0 && strength <= 1)) {
+    throw refused("strength", String(strength), "with an init image a number over 0 and up to 1");
+  }
 }
 
 function refused(field: string, value: string, allowed: string): ServingError {

@@ -4,6 +4,7 @@ import { connect } from "node:http2";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { sha256 } from "@atelier/core";
 import { GenerateRequestSchema, ImageFormat, Stage, WorkerService } from "@atelier/proto";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
@@ -118,6 +119,26 @@ describe("a worker process", () => {
     const steps = generation.all("progress").filter(({ stage }) => stage === Stage.DENOISE);
     expect(steps.map(({ preview }) => preview.length > 0)).toEqual([false, true, false, true, false]);
     expect(await sharp(steps[1]!.preview).metadata()).toMatchObject({ format: "png", width: 16, height: 16 });
+  });
+
+  it("makes images from an image, and says from which", async () => {
+    const initImage = await sharp({ create: { width: 300, height: 200, channels: 3, background: "teal" } })
+      .jpeg()
+      .toBuffer();
+    const generation = client.generate({ steps: 5, strength: 0.4, numImages: 2 }, { initImage });
+    await generation.ended;
+    expect(generation.all("accepted")[0]!.stepsTotal).toBe(4);
+    const { receipt } = generation.all("completed")[0]!;
+    expect(receipt!.parameters).toMatchObject({ strength: 0.4, initImageDigest: sha256(initImage) });
+    const [first, second] = generation.all("image").map(({ data }) => Buffer.from(data));
+    expect(first!.equals(second!)).toBe(false);
+
+    // The digest of the receipt makes the same request again; another digest is refused.
+    const { initImageDigest } = receipt!.parameters!;
+    const again = client.generate({ steps: 5, strength: 0.4, initImageDigest }, { initImage });
+    expect(Buffer.compare(await imageOf(again), first!)).toBe(0);
+    const other = client.generate({ steps: 5, strength: 0.4, initImageDigest: `${initImageDigest}0` }, { initImage });
+    await expect(other.ended).rejects.toMatchObject({ code: "INVALID_REQUEST", field: "init_image_digest" });
   });
 
   it("takes a prompt of several chunks, and says how many they were", async () => {

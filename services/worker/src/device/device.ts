@@ -1,5 +1,6 @@
 import type { Unet } from "../stages/denoise.ts";
 import type { VaeDecoder } from "../stages/image-decode.ts";
+import type { VaeEncoder } from "../stages/image-encode.ts";
 import type { TextEncoder } from "../stages/text-encode.ts";
 import { openOnnxDevice } from "./onnx/onnx-device.ts";
 import type { ProviderName } from "./onnx/providers.ts";
@@ -72,30 +73,6 @@ export interface UnetLanes {
 export interface UnetLane extends Unet {
   /** CPU threads that a run uses. On a GPU it says nothing. */
   readonly threads: number;
-}
-
-/** Pictures to latents. */
-export interface VaeEncoder {
-  /**
-   * What the graph gives for one picture, `pixels` [3, height, width] of -1..1, flat. It belongs to the device and
-   * holds until the next call.
-   */
-  encode(work: {
-    readonly pixels: Float32Array;
-    readonly width: number;
-    readonly height: number;
-  }): Promise<EncodedPicture>;
-}
-
-/**
- * [channels, height, width], flat, in VAE units. As many channels as the latent has: a mean or one sample, as exported;
- * twice as many: the means, then the logarithms of the variances.
- */
-export interface EncodedPicture {
-  readonly values: Float32Array;
-  readonly channels: number;
-  readonly height: number;
-  readonly width: number;
 }
 
 /**

@@ -47,6 +47,33 @@ describe("readGenerateRequest", () => {
     expect(read).toThrow(expect.objectContaining({ code: "INVALID_REQUEST", field }));
   });
 
+  it("reads what images start from, and fills in the picture's digest", () => {
+    const parameters = { ...message({}).parameters!, strength: 0.6 };
+    const initImage = Uint8Array.of(1, 2, 3);
+    const digest = "sha256:039058c6f2c0cb492c533b0a4d14ef77cc0f78abccced5287d84a1a2011cfb81";
+    const read = readGenerateRequest(message({ parameters, initImage })).initImage;
+    expect(read).toEqual({ bytes: initImage, digest, strength: 0.6 });
+    const stated = { ...parameters, initImageDigest: digest };
+    expect(readGenerateRequest(message({ parameters: stated, initImage })).initImage).toEqual(read);
+  });
+
+  it.each([
+    ["strength", { strength: 0.6 }, new Uint8Array(), /strength 0.6: there is no init_image/],
+    ["strength", { strength: Number.NaN }, new Uint8Array(), /strength NaN: there is no init_image/],
+    ["init_image_digest", { initImageDigest: "sha256:00" }, new Uint8Array(), /"sha256:00": there is no init_image/],
+    [
+      "init_image_digest",
+      { strength: 0.6, initImageDigest: "sha256:00" },
+      Uint8Array.of(1, 2, 3),
+      /is "sha256:00", but the init_image that came has sha256:039058c6/,
+    ],
+  ])("refuses a %s that has no picture, or another", (field, change, initImage, complaint) => {
+    const parameters = { ...message({}).parameters!, ...change };
+    const read = () => readGenerateRequest(message({ parameters, initImage }));
+    expect(read).toThrow(expect.objectContaining({ code: "INVALID_REQUEST", field }));
+    expect(read).toThrow(complaint);
+  });
+
   it("refuses an unspecified sampler, naming those there are", () => {
     const parameters = { ...message({}).parameters!, sampler: Sampler.UNSPECIFIED };
     expect(() => readGenerateRequest(message({ parameters }))).toThrow(/sampler 0 is not one of 1 \(dpmpp_2m\)/);

@@ -1,4 +1,4 @@
-import { ServingError } from "@atelier/core";
+import { ServingError, sha256 } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import {
   type GenerateRequest,
@@ -12,7 +12,7 @@ import {
 } from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
 import type { GenerationEvent, GenerationOutcome, Stage } from "../pipeline.ts";
-import type { GenerationRequest } from "../request.ts";
+import type { GenerationRequest, InitImage } from "../request.ts";
 import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
 
 const WIRE_SAMPLERS: Readonly<Record<SamplerName, Sampler>> = {
@@ -70,8 +70,26 @@ export function readGenerateRequest(message: GenerateRequest): GenerationRequest
       format: named("format", WIRE_FORMATS, message.format),
       quality: message.quality === 0 ? QUALITY_DEFAULT : message.quality,
     },
+    ...initImageOf(message, parameters),
     previewEverySteps: message.previewEverySteps,
   };
+}
+
+/** What images start from: strength and digest come with a picture, or with states that went out from one. */
+function initImageOf(message: GenerateRequest, parameters: GenerationParameters): { initImage?: InitImage } {
+  const { strength, initImageDigest: stated } = parameters;
+  const { initImage: bytes, resumeFrom } = message;
+  if (bytes.length === 0) {
+    if (strength === 0 && stated === "") return {};
+    if (resumeFrom.length === parameters.numImages) return { initImage: { digest: stated, strength } };
+    if (strength !== 0) throw refused("strength", `${strength}: there is no init_image that it could apply to`);
+    throw refused("init_image_digest", `"${stated}": there is no init_image that it could belong to`);
+  }
+  const digest = sha256(bytes);
+  if (stated !== "" && stated !== digest) {
+    throw refused("init_image_digest", `is "${stated}", but the init_image that came has ${digest}`);
+  }
+  return { initImage: { bytes, digest, strength } };
 }
 
 /** Fields of the contract that this worker does not follow are refused: ignoring them would break a promise in silence. */

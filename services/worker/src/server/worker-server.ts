@@ -145,14 +145,16 @@ export class WorkerServer {
     let outcome = "ok";
     try {
       const pipeline = this.#admitting();
-      const made = await pipeline.generate(readGenerateRequest(call.request), {
+      const request = readGenerateRequest(call.request);
+      const made = await pipeline.generate(request, {
         signal: gone.signal,
         deadline,
         onEvent: (event) =>
           event.type === "progress" ? writer.writeNewest(wireEvent(event)) : writer.write(wireEvent(event)),
       });
       this.#finished += 1;
-      writer.write(wireCompleted(call.request.parameters!, made, identity));
+      const parameters = { ...call.request.parameters!, initImageDigest: request.initImage?.digest ?? "" };
+      writer.write(wireCompleted(parameters, made, identity));
       call.end();
     } catch (error) {
       const { code } = toServingError(error);

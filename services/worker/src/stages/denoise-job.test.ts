@@ -21,6 +21,32 @@ describe("DenoiseJob", () => {
     expect(row!.timestep).toBe(plan.timesteps[0]);
   });
 
+  it("starts from a picture's latent, its sample drawn before the noise as diffusers does", () => {
+    const plan = planOf("euler");
+    const size = latentSize(SHAPE);
+    const [mean, std] = [filled(0.3), filled(0.1)];
+    const generator = new TorchGenerator(9n);
+    const sample = generator.randn(size).map((x, i) => mean[i]! + std[i]! * x);
+    const expected = plan.addNoise(sample, generator.randn(size), 2);
+    const fromPicture = job({ plan, seed: 9n, conditioning: PLAIN, start: { latents: { mean, std }, firstStep: 2 } });
+    const [row] = fromPicture.rows();
+    expect(row!.timestep).toBe(plan.timesteps[2]);
+    expect(row!.sample).toEqual(plan.modelInput(expected, 2));
+
+    fromPicture.advance([filled(0.1)]);
+    fromPicture.advance([filled(0.1)]);
+    expect(fromPicture.done).toBe(true);
+    expect(fromPicture.stepsDone).toBe(2);
+  });
+
+  it("draws the noise alone where an encoder gives means without variances", () => {
+    const plan = planOf("euler");
+    const latents = { mean: filled(0.3), std: undefined };
+    const [row] = job({ plan, seed: 9n, start: { latents, firstStep: 1 } }).rows();
+    const noise = new TorchGenerator(9n).randn(latentSize(SHAPE));
+    expect(row!.sample).toEqual(plan.modelInput(plan.addNoise(filled(0.3), noise, 1), 1));
+  });
+
   it("asks for the negative prompt and the prompt with guidance, and for the prompt alone without", () => {
     const guided = job({ conditioning: { sequenceLength: 1, prompt: PROMPT, negative: NEGATIVE } });
     expect(guided.rows().map((row) => row.conditioning)).toEqual([NEGATIVE, PROMPT]);

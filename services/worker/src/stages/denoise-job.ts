@@ -11,6 +11,7 @@ import {
   upscaleLatent,
 } from "@atelier/diffusion";
 import type { StepJob, UnetRow } from "./denoise.ts";
+import type { LatentDistribution } from "./image-encode.ts";
 import { timeIds } from "./time-ids.ts";
 
 /** Text embeddings of one request, shared by its images. */
@@ -32,11 +33,20 @@ export interface RefinePhase {
   readonly firstStep: number;
 }
 
+/** A picture to start from, instead of noise. */
+export interface StartImage {
+  readonly latents: LatentDistribution;
+  /** Step of the plan at which it is joined. */
+  readonly firstStep: number;
+}
+
 export interface DenoiseJobOptions {
   readonly id: string;
   readonly model: string;
   readonly plan: SamplerPlan;
   readonly shape: LatentShape;
+  /** What image to image starts from; absent: from noise. */
+  readonly start?: StartImage | undefined;
   readonly refine: RefinePhase | undefined;
   readonly conditioning: Conditioning;
   readonly guidanceScale: number;
@@ -78,8 +88,16 @@ export class DenoiseJob implements StepJob {
     this.sequenceLength = options.conditioning.sequenceLength;
     this.#options = options;
     this.#generator = new TorchGenerator(options.seed);
-    const { initNoiseSigma } = options.plan;
-    this.#latent = this.#generator.randn(latentSize(options.shape)).map((x) => x * initNoiseSigma);
+    const { plan, shape, start } = options;
+    const noise = () => this.#generator.randn(latentSize(shape));
+    if (start === undefined) {
+      this.#latent = noise().map((x) => x * plan.initNoiseSigma);
+    } else {
+      // In this order: diffusers draws the sample of the picture's latents first, from the same generator.
+      const clean = sampleOf(start.latents, noise);
+      this.#latent = plan.addNoise(clean, noise(), start.firstStep);
+      this.#stepIndex = start.firstStep;
+    }
   }
 
   get shape(): LatentShape {
@@ -175,6 +193,13 @@ export class DenoiseJob implements StepJob {
     this.#stepIndex = refine.firstStep;
     this.#phase = 1;
   }
+}
+
+/** One latent of the distribution; without variances nothing is drawn. */
+function sampleOf({ mean, std }: LatentDistribution, noise: () => Float32Array): Float32Array {
+  if (std === undefined) return mean;
+  const drawn = noise();
+  return mean.map((value, i) => value + std[i]! * drawn[i]!);
 }
 
 /** NaN and the infinities make a sum that is not finite; opposite infinities make NaN. */

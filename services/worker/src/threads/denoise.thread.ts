@@ -3,7 +3,13 @@ import type { LatentShape, SchedulerConfig } from "@atelier/diffusion";
 import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
 import { type PlanKey, Plans } from "../plans.ts";
 import { type DenoiseLimits, DenoiseStage, type Unet } from "../stages/denoise.ts";
-import { type Conditioning, DenoiseJob, type Prediction, type RefinePhase } from "../stages/denoise-job.ts";
+import {
+  type Conditioning,
+  DenoiseJob,
+  type Prediction,
+  type RefinePhase,
+  type StartImage,
+} from "../stages/denoise-job.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -20,6 +26,7 @@ export interface DenoiseWork {
   readonly model: string;
   readonly plan: PlanKey;
   readonly shape: LatentShape;
+  readonly start: StartImage | undefined;
   readonly refine: RefinePhase | undefined;
   /** Its arrays are over shared memory: the images of a request read the same. */
   readonly conditioning: Conditioning;

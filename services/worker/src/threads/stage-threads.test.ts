@@ -35,9 +35,11 @@ describe("the threads of the stages", () => {
     const stages: string[] = [];
     const { weightsBytes } = await threads.openModel(first, (stage) => stages.push(stage));
     const { parts } = first.bundle.manifest;
-    const fileBytes = ["text_encoder", "unet", "vae_decoder"].map((name) => parts[`${name}/model.onnx`]!.bytes);
+    const fileBytes = ["text_encoder", "unet", "vae_decoder", "vae_encoder"].map(
+      (name) => parts[`${name}/model.onnx`]!.bytes,
+    );
     expect(weightsBytes).toBe(fileBytes.reduce((sum, bytes) => sum + bytes));
-    expect(stages.toSorted()).toEqual(["denoise", "imageDecode", "textEncode"]);
+    expect(stages.toSorted()).toEqual(["denoise", "imageDecode", "imageEncode", "textEncode"]);
     expect((await encode(first)).promptChunks).toBe(1);
   });
 

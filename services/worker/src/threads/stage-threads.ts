@@ -1,5 +1,6 @@
 import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
 import type { Model } from "../models.ts";
+import type { LatentDistribution } from "../stages/image-encode.ts";
 import type { EncodedImage } from "../stages/image-file.ts";
 import type {
   DenoiseCommand,
@@ -10,6 +11,7 @@ import type {
   DenoiseWork,
 } from "./denoise.thread.ts";
 import type { ImageDecodeData, ImageDecodeWork } from "./image-decode.thread.ts";
+import type { ImageEncodeData, ImageEncodeWork } from "./image-encode.thread.ts";
 import type { OpenedNetwork } from "./model-networks.ts";
 import { StageThread } from "./stage-thread.ts";
 import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork } from "./text-encode.thread.ts";
@@ -21,13 +23,14 @@ const CHUNKS_MAX = 16;
 /** Embedded prompts kept: some 280 of SD 1.5's (77 x 768 floats, 240 KB), some 100 of SDXL's (77 x 2048). */
 const KEPT_BYTES_MAX = 64 * 2 ** 20;
 
-/** The three stages, each in a thread of its own. */
+/** The stages, each in a thread of its own. */
 export interface StageThreads {
   readonly textEncode: StageThread<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>;
+  readonly imageEncode: StageThread<ImageEncodeWork, LatentDistribution, never, never, NetworkFiles>;
   readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>;
   readonly imageDecode: StageThread<ImageDecodeWork, EncodedImage, never, never, NetworkFiles>;
   /**
-   * Opens a model's networks in all three at once, beside what runs there. `onNetwork` hears of each stage's as it is open.
+   * Opens a model's networks in all of them at once, beside what runs there. `onNetwork` hears of each stage's as it is open.
    *
    * @throws AggregateError of ServingErrors: everything that could not be opened. What could is closed again.
    */
@@ -37,7 +40,7 @@ export interface StageThreads {
   close(): Promise<void>;
 }
 
-export type StageName = "textEncode" | "denoise" | "imageDecode";
+export type StageName = "textEncode" | "imageEncode" | "denoise" | "imageDecode";
 
 export interface StageThreadsOptions {
   readonly device: DeviceSpec;
@@ -47,7 +50,7 @@ export interface StageThreadsOptions {
 }
 
 /**
- * Starts all three; they hold no models yet.
+ * Starts them all; they hold no models yet.
  *
  * @throws AggregateError of everything that any of them could not open; the others are closed again.
  */
@@ -58,6 +61,7 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
     device,
     limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
   };
+  const encodeData: ImageEncodeData = { device, limits: { waitingMax: queueMax } };
   const denoiseData: DenoiseData = {
     device,
     limits: { waitingMax: queueMax * numImagesMax, stepBatchMax, undecodedMax: UNDECODED_MAX },
@@ -68,10 +72,15 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
     limits: { waitingMax: UNDECODED_MAX + stepBatchMax },
   };
 
-  const [textEncode, denoise, imageDecode] = await Promise.allSettled([
+  const [textEncode, imageEncode, denoise, imageDecode] = await Promise.allSettled([
     StageThread.open<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>({
       module: new URL("./text-encode.thread.ts", import.meta.url),
       data: textData,
+      onFatal,
+    }),
+    StageThread.open<ImageEncodeWork, LatentDistribution, never, never, NetworkFiles>({
+      module: new URL("./image-encode.thread.ts", import.meta.url),
+      data: encodeData,
       onFatal,
     }),
     StageThread.open<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>({
@@ -86,8 +95,18 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
       onFatal,
     }),
   ]);
-  if (textEncode.status === "fulfilled" && denoise.status === "fulfilled" && imageDecode.status === "fulfilled") {
-    const stages = { textEncode: textEncode.value, denoise: denoise.value, imageDecode: imageDecode.value };
+  if (
+    textEncode.status === "fulfilled" &&
+    imageEncode.status === "fulfilled" &&
+    denoise.status === "fulfilled" &&
+    imageDecode.status === "fulfilled"
+  ) {
+    const stages = {
+      textEncode: textEncode.value,
+      imageEncode: imageEncode.value,
+      denoise: denoise.value,
+      imageDecode: imageDecode.value,
+    };
     return {
       ...stages,
       openModel: (model, onNetwork) => openModel(stages, model, onNetwork),
@@ -95,7 +114,7 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
       close: () => closeAll(Object.values(stages)),
     };
   }
-  const outcomes = [textEncode, denoise, imageDecode];
+  const outcomes = [textEncode, imageEncode, denoise, imageDecode];
   await closeAll(outcomes.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : [])));
   throw new AggregateError(reasonsOf(outcomes));
 }
@@ -117,6 +136,7 @@ async function openModel(
   };
   const outcomes = await Promise.allSettled([
     opening("textEncode", stages.textEncode.openModel({ ...files, textEncoders, textDigest, zeroEmptyNegative })),
+    opening("imageEncode", stages.imageEncode.openModel(files)),
     opening("denoise", stages.denoise.openModel({ ...files, scheduler })),
     opening("imageDecode", stages.imageDecode.openModel(files)),
   ]);
@@ -130,8 +150,8 @@ async function openModel(
   };
 }
 
-async function closeModel({ textEncode, denoise, imageDecode }: Stages, id: string): Promise<void> {
-  await Promise.all([textEncode.closeModel(id), denoise.closeModel(id), imageDecode.closeModel(id)]);
+async function closeModel({ textEncode, imageEncode, denoise, imageDecode }: Stages, id: string): Promise<void> {
+  await Promise.all([textEncode, imageEncode, denoise, imageDecode].map((stage) => stage.closeModel(id)));
 }
 
 async function closeAll(threads: readonly { close(): Promise<void> }[]): Promise<void> {
@@ -142,6 +162,7 @@ function reasonsOf(outcomes: readonly PromiseSettledResult<unknown>[]): unknown[
   return outcomes.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
 }
 
-function networkFiles({ id, textEncoders, unetPath, vaeDecoderPath }: Model["bundle"]): NetworkFiles {
-  return { model: id, textEncoders, unetPath, vaeDecoderPath };
+function networkFiles(bundle: Model["bundle"]): NetworkFiles {
+  const { id, textEncoders, unetPath, vaeDecoderPath, vaeEncoderPath } = bundle;
+  return { model: id, textEncoders, unetPath, vaeDecoderPath, ...(vaeEncoderPath && { vaeEncoderPath }) };
 }

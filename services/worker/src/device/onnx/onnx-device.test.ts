@@ -147,7 +147,7 @@ describe("the VAE and the text encoder on onnxruntime", () => {
     });
     const encoder = await device.openVaeEncoder(files({ vaeEncoderPath: path }));
     for (const pixels of [Float32Array.of(1, 2, 3, 4, 5, 6), Float32Array.of(6, 5, 4, 3, 2, 1)]) {
-      const encoded = await encoder.encode({ pixels, width: 2, height: 1 });
+      const encoded = await encoder.encode({ model: "tiny", pixels, width: 2, height: 1 });
       expect(encoded).toMatchObject({ channels: 6, height: 1, width: 2 });
       expect([...encoded.values]).toEqual([...pixels, ...pixels]);
     }

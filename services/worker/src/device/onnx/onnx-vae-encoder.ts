@@ -1,4 +1,5 @@
-import type { EncodedPicture, Releasable, VaeEncoder } from "../device.ts";
+import type { EncodedPicture, EncodeWork, VaeEncoder } from "../../stages/image-encode.ts";
+import type { Releasable } from "../device.ts";
 import type { NetworkSession } from "./network-session.ts";
 import { FLOATS, type FloatType, type TensorPort, tensorPort } from "./tensor-port.ts";
 
@@ -18,7 +19,7 @@ export class OnnxVaeEncoder implements VaeEncoder, Releasable {
     this.#output = tensorPort(outputs, { name: outputs[0]?.name, types: FLOATS, path }).name;
   }
 
-  async encode({ pixels, width, height }: Parameters<VaeEncoder["encode"]>[0]): Promise<EncodedPicture> {
+  async encode({ pixels, width, height }: Omit<EncodeWork, "model">): Promise<EncodedPicture> {
     const feeds = { [INPUT]: { type: this.#input.type, dims: [1, 3, height, width] } };
     const binding = this.#session.binding(feeds, [this.#output]);
     (binding.feeds[INPUT] as Float32Array).set(pixels);
