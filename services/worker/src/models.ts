@@ -16,7 +16,7 @@ export interface Model {
  * @throws ServingError INVALID_BUNDLE with everything that is wrong with any of them in one message.
  */
 export async function readModels(dirs: readonly string[]): Promise<ReadonlyMap<string, Model>> {
-  const read = await Promise.allSettled(dirs.map(readBundle));
+  const read = await Promise.allSettled(dirs.map((dir) => readBundle(dir, { lenderDirs: dirs })));
   const bundles = read.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
   const errors = read.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
   const models = new Map<string, Model>();

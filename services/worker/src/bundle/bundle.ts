@@ -2,10 +2,12 @@ import { readFile, realpath, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { invariant, ServingError } from "@atelier/core";
 import { parseSchedulerJson, readSchedulerConfig, type SchedulerConfig } from "@atelier/diffusion";
+import { borrowParts, partsOfFolders } from "./borrowed-parts.ts";
 import { BundleFiles, parseObject } from "./bundle-files.ts";
-import { type BundleGraphs, checkGraphs } from "./graphs.ts";
+import { FAMILIES, type FamilyName, type TextEncoderRole } from "./families.ts";
+import { type BundleGraphs, checkGraphs, hiddenOutput, POOLED_OUTPUT } from "./graphs.ts";
 import { type BundleManifest, checkManifest, MANIFEST_FILE } from "./manifest.ts";
-import { readNetworkConfigs } from "./network-configs.ts";
+import { pooledSize, readNetworkConfigs, type TextEncoderConfig, TIME_IDS } from "./network-configs.ts";
 import { bundleDigest, checkParts, whyNot } from "./parts.ts";
 import { BundleProblems, show } from "./problems.ts";
 import { checkTokenizer } from "./tokenizer.ts";
@@ -33,6 +35,8 @@ export interface Bundle {
   /** Where nothing is to be kept out of the picture the U-Net sees zeros, not what an empty text is encoded to. */
   readonly zeroEmptyNegative: boolean;
   readonly unetPath: string;
+  /** What the U-Net takes for each row besides its sample, timestep and text, by name, with the length of each. */
+  readonly unetExtras: Readonly<Record<string, number>>;
   readonly vaeDecoderPath: string;
   readonly vaeEncoderPath?: string;
   /** What each network takes and gives, as its file says. */
@@ -48,17 +52,20 @@ export interface BundleTextEncoder {
   readonly pooledOutput?: string;
 }
 
-/** What every bundle has, and what must be covered by the manifest's digests. */
+/** What every bundle has besides text encoders, and what must be covered by the manifest's digests. */
 const REQUIRED_PARTS = [
   "model_index.json",
   "scheduler/scheduler_config.json",
-  "text_encoder/config.json",
-  "text_encoder/model.onnx",
   "unet/config.json",
   "unet/model.onnx",
   "vae_decoder/config.json",
   "vae_decoder/model.onnx",
 ] as const;
+
+export interface ReadBundleOptions {
+  /** Folders of other bundles, which may lend parts; those beside the bundle may as well. */
+  readonly lenderDirs?: readonly string[];
+}
 
 /**
  * Reads and checks a model folder: the diffusers/optimum ONNX layout and our `atelier.json`. No weights are loaded, so
@@ -66,30 +73,39 @@ const REQUIRED_PARTS = [
  *
  * @throws ServingError INVALID_BUNDLE naming the bundle, each file at fault, and why.
  */
-export async function readBundle(dir: string): Promise<Bundle> {
+export async function readBundle(dir: string, { lenderDirs = [] }: ReadBundleOptions = {}): Promise<Bundle> {
   const problems = new BundleProblems(dir);
   const manifest = await readManifest(dir, problems);
   problems.throwIfAny(); // Without a manifest nothing else can be judged.
   invariant(manifest, "a manifest without problems was read");
 
   const root = await realpath(dir);
-  const { parts } = manifest;
-  const files = new BundleFiles({ root, parts, good: await checkParts(root, parts, problems), problems });
-  checkPresence(files, problems);
-  const modelIndex = await readModelIndex(files, problems);
+  const { parts, family } = manifest;
+  const { textEncoders: roles } = FAMILIES[family];
+  const own = { root, parts, good: await checkParts(root, parts, problems) };
+  const before = problems.count;
+  const borrowed = await borrowParts(manifest, { root, lenderDirs }, problems);
+  if (problems.count > before) problems.throwIfAny(); // What was to be borrowed would be missed over and over.
+  const files = new BundleFiles({ own, borrowed, problems });
+  checkPresence(files, roles, problems);
+  const modelIndex = await readModelIndex(files, family, problems);
   const scheduler = await readScheduler(files, problems);
-  const { textEncoder, unet, vaeDecoder } = await readNetworkConfigs(files, problems);
-  await checkTokenizer(files, textEncoder?.vocabularySize, problems);
-  const graphs = await checkGraphs(files, { textEncoder, unet, vaeDecoder }, problems);
+  const configs = await readNetworkConfigs(files, family, problems);
+  for (const [i, { tokenizer: folder }] of roles.entries()) {
+    await checkTokenizer(files, { folder, vocabularySize: configs.textEncoders[i]?.vocabularySize }, problems);
+  }
+  const graphs = await checkGraphs(files, { family, configs }, problems);
+  const { textEncoders, unet, vaeDecoder } = configs;
   checkPreview(manifest, vaeDecoder?.latentChannels, problems);
 
   problems.throwIfAny();
-  invariant(modelIndex && scheduler && unet && vaeDecoder, "what is missing was complained of");
-  invariant(isComplete(graphs), "what is missing was complained of");
+  invariant(modelIndex && scheduler && unet && vaeDecoder && graphs, "what is missing was complained of");
+  const pooled = pooledSize(roles, textEncoders);
+  const textFolders = roles.flatMap(({ folder, tokenizer }) => [folder, tokenizer]);
   return {
     dir: root,
     id: manifest.id,
-    digest: bundleDigest(parts),
+    digest: bundleDigest(files.parts),
     manifest,
     modelIndex,
     scheduler,
@@ -97,19 +113,29 @@ export async function readBundle(dir: string): Promise<Bundle> {
     ...(vaeDecoder.shiftFactor === undefined ? {} : { shiftFactor: vaeDecoder.shiftFactor }),
     latentChannels: vaeDecoder.latentChannels,
     crossAttentionDim: unet.crossAttentionDim,
-    textEncoders: [
-      {
-        path: join(root, "text_encoder/model.onnx"),
-        tokenizerDir: join(root, "tokenizer"),
-        hiddenOutput: "last_hidden_state",
-      },
-    ],
-    textDigest: bundleDigest(parts),
-    zeroEmptyNegative: false,
-    unetPath: join(root, "unet/model.onnx"),
-    vaeDecoderPath: join(root, "vae_decoder/model.onnx"),
-    ...(graphs.vaeEncoder === undefined ? {} : { vaeEncoderPath: join(root, "vae_encoder/model.onnx") }),
+    textEncoders: roles.map((role, i) => bundleTextEncoder(files, role, textEncoders[i])),
+    textDigest: bundleDigest(partsOfFolders(files.parts, textFolders)),
+    // diffusers' own default for the pipelines that have the choice, which are those of two encoders.
+    zeroEmptyNegative: roles.length > 1 && modelIndex["force_zeros_for_empty_prompt"] !== false,
+    unetPath: files.pathOf("unet/model.onnx"),
+    unetExtras: pooled === undefined ? {} : { text_embeds: pooled, time_ids: TIME_IDS },
+    vaeDecoderPath: files.pathOf("vae_decoder/model.onnx"),
+    ...(graphs.vaeEncoder === undefined ? {} : { vaeEncoderPath: files.pathOf("vae_encoder/model.onnx") }),
     graphs,
+  };
+}
+
+function bundleTextEncoder(
+  files: BundleFiles,
+  role: TextEncoderRole,
+  config: TextEncoderConfig | undefined,
+): BundleTextEncoder {
+  invariant(config, "what is missing was complained of");
+  return {
+    path: files.pathOf(`${role.folder}/model.onnx`),
+    tokenizerDir: files.pathOf(role.tokenizer),
+    hiddenOutput: hiddenOutput(role, config),
+    ...(role.pooled ? { pooledOutput: POOLED_OUTPUT } : {}),
   };
 }
 
@@ -136,19 +162,22 @@ async function readManifestText(dir: string, problems: BundleProblems): Promise<
   return undefined;
 }
 
-function checkPresence(files: BundleFiles, problems: BundleProblems): void {
-  for (const file of REQUIRED_PARTS) {
+function checkPresence(files: BundleFiles, roles: readonly TextEncoderRole[], problems: BundleProblems): void {
+  const encoders = roles.flatMap(({ folder }) => [`${folder}/config.json`, `${folder}/model.onnx`]);
+  for (const file of [...REQUIRED_PARTS, ...encoders]) {
     if (!files.names(file)) problems.add(file, `is needed, and ${MANIFEST_FILE} does not list it among its parts`);
   }
 }
 
-/** Pipelines that are made of these networks and no others. Inpainting and upscaling U-Nets have inputs of their own. */
-const PIPELINE_CLASS = /^(?:Onnx|ORT)?(?:StableDiffusion|StableDiffusionImg2Img|LatentConsistencyModel)Pipeline$/;
-
-async function readModelIndex(files: BundleFiles, problems: BundleProblems): Promise<Bundle["modelIndex"] | undefined> {
+async function readModelIndex(
+  files: BundleFiles,
+  family: FamilyName,
+  problems: BundleProblems,
+): Promise<Bundle["modelIndex"] | undefined> {
   const index = await files.json("model_index.json");
-  if (index === undefined || PIPELINE_CLASS.test(String(index["_class_name"]))) return index;
-  problems.add("model_index.json", `_class_name is ${show(index["_class_name"])}, a pipeline that is not served here`);
+  if (index === undefined || FAMILIES[family].pipelineClass.test(String(index["_class_name"]))) return index;
+  const name = show(index["_class_name"]);
+  problems.add("model_index.json", `_class_name is ${name}, a pipeline that is not of the family "${family}"`);
   return undefined;
 }
 
@@ -169,8 +198,4 @@ function checkPreview({ previewMatrix }: BundleManifest, channels: number | unde
   if (previewMatrix === undefined || channels === undefined || previewMatrix.length === channels) return;
   const reason = `previewMatrix has ${previewMatrix.length} rows, one for each latent channel would be ${channels}`;
   problems.add(MANIFEST_FILE, reason);
-}
-
-function isComplete(graphs: Partial<BundleGraphs>): graphs is BundleGraphs {
-  return graphs.textEncoder !== undefined && graphs.unet !== undefined && graphs.vaeDecoder !== undefined;
 }

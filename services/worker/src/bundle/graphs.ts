@@ -1,14 +1,16 @@
 import { realpath } from "node:fs/promises";
-import { dirname, join, posix, relative } from "node:path";
+import { dirname, posix, relative } from "node:path";
 import { OnnxError, type OnnxGraph, type OnnxValue, readOnnxGraph } from "@atelier/onnx";
 import type { BundleFiles } from "./bundle-files.ts";
+import { FAMILIES, type FamilyName, type TextEncoderRole } from "./families.ts";
 import { MANIFEST_FILE } from "./manifest.ts";
-import type { NetworkConfigs } from "./network-configs.ts";
+import { type NetworkConfigs, pooledSize, type TextEncoderConfig, TIME_IDS } from "./network-configs.ts";
 import { complaintAboutPlace } from "./parts.ts";
 import type { BundleProblems } from "./problems.ts";
 
 export interface BundleGraphs {
-  readonly textEncoder: OnnxGraph;
+  /** One for each of the family's, in its order. */
+  readonly textEncoders: readonly OnnxGraph[];
   readonly unet: OnnxGraph;
   readonly vaeDecoder: OnnxGraph;
   readonly vaeEncoder?: OnnxGraph;
@@ -17,7 +19,8 @@ export interface BundleGraphs {
 /** What a network has to look like. A size of null may be anything; a set holds the alternatives. */
 interface Expected {
   readonly inputs: Readonly<Record<string, { readonly types: readonly string[]; readonly dims?: Dims }>>;
-  readonly output: { readonly name?: string; readonly dims: Dims };
+  /** By name; without one the first output is meant. Others are not read. */
+  readonly outputs: readonly { readonly name?: string; readonly dims: Dims }[];
 }
 type Dims = readonly (number | readonly number[] | null)[];
 
@@ -30,40 +33,68 @@ const INTEGERS = ["int64", "int32"];
  */
 export async function checkGraphs(
   files: BundleFiles,
-  configs: NetworkConfigs,
+  { family, configs }: { readonly family: FamilyName; readonly configs: NetworkConfigs },
   problems: BundleProblems,
-): Promise<Partial<BundleGraphs>> {
+): Promise<BundleGraphs | undefined> {
+  const { textEncoders: roles, additionEmbedType } = FAMILIES[family];
   const latent = configs.vaeDecoder?.latentChannels ?? null;
-  const hidden = configs.textEncoder?.hiddenSize ?? null;
+  const hidden = hiddenSize(configs.textEncoders);
   const check = (file: string, expected: Expected) => checkGraph(files, file, expected, problems);
 
-  const textEncoder = await check("text_encoder/model.onnx", {
-    inputs: { input_ids: { types: INTEGERS } },
-    output: { name: "last_hidden_state", dims: [null, null, hidden] },
-  });
+  const textEncoders: OnnxGraph[] = [];
+  for (const [i, role] of roles.entries()) {
+    const graph = await check(`${role.folder}/model.onnx`, expectedOfEncoder(role, configs.textEncoders[i]));
+    if (graph) textEncoders.push(graph);
+  }
+  const pooled = pooledSize(roles, configs.textEncoders) ?? null;
   const unet = await check("unet/model.onnx", {
     inputs: {
       sample: { types: FLOATS, dims: [null, latent, null, null] },
       timestep: { types: [...FLOATS, ...INTEGERS] },
       encoder_hidden_states: { types: FLOATS, dims: [null, null, hidden] },
+      ...(additionEmbedType === "text_time" && {
+        text_embeds: { types: FLOATS, dims: [null, pooled] },
+        time_ids: { types: FLOATS, dims: [null, TIME_IDS] },
+      }),
     },
-    output: { dims: [null, latent, null, null] },
+    outputs: [{ dims: [null, latent, null, null] }],
   });
   const vaeDecoder = await check("vae_decoder/model.onnx", {
     inputs: { latent_sample: { types: FLOATS, dims: [null, latent, null, null] } },
-    output: { dims: [null, 3, null, null] },
+    outputs: [{ dims: [null, 3, null, null] }],
   });
   const vaeEncoder = await check("vae_encoder/model.onnx", {
     inputs: { sample: { types: FLOATS, dims: [null, 3, null, null] } },
     // Means, or means and logarithms of variances.
-    output: { dims: [null, latent === null ? null : [latent, 2 * latent], null, null] },
+    outputs: [{ dims: [null, latent === null ? null : [latent, 2 * latent], null, null] }],
   });
+  if (textEncoders.length < roles.length || unet === undefined || vaeDecoder === undefined) return undefined;
+  return { textEncoders, unet, vaeDecoder, ...(vaeEncoder && { vaeEncoder }) };
+}
+
+/** Null where a configuration is missing. */
+function hiddenSize(textEncoders: NetworkConfigs["textEncoders"]): number | null {
+  return textEncoders.reduce<number | null>(
+    (sum, config) => (sum === null || config === undefined ? null : sum + config.hiddenSize),
+    0,
+  );
+}
+
+function expectedOfEncoder(role: TextEncoderRole, config: TextEncoderConfig | undefined): Expected {
+  const pooled = { name: POOLED_OUTPUT, dims: [null, config?.pooledSize ?? null] };
+  const hidden = config && { name: hiddenOutput(role, config), dims: [null, null, config.hiddenSize] };
   return {
-    ...(textEncoder && { textEncoder }),
-    ...(unet && { unet }),
-    ...(vaeDecoder && { vaeDecoder }),
-    ...(vaeEncoder && { vaeEncoder }),
+    inputs: { input_ids: { types: INTEGERS } },
+    outputs: [...(hidden ? [hidden] : []), ...(role.pooled ? [pooled] : [])],
   };
+}
+
+/** The embedding of a whole text, after its projection. */
+export const POOLED_OUTPUT = "text_embeds";
+
+/** Hidden state 0 is what the first layer takes, so the one before the last of `layers` has the number `layers - 1`. */
+export function hiddenOutput({ layer }: TextEncoderRole, { layers }: TextEncoderConfig): string {
+  return layer === "last" ? "last_hidden_state" : `hidden_states.${layers - 1}`;
 }
 
 async function checkGraph(
@@ -76,7 +107,7 @@ async function checkGraph(
   if (graph === undefined) return undefined;
   const complaints = [
     ...complaintsAboutInputs(graph, expected),
-    ...complaintsAboutOutput(graph, expected),
+    ...complaintsAboutOutputs(graph, expected),
     ...(await complaintsAboutExternalData(files, file, graph)),
   ];
   for (const complaint of complaints) problems.add(file, complaint);
@@ -114,11 +145,12 @@ function complaintsAboutInputs(graph: OnnxGraph, { inputs }: Expected): string[]
   ];
 }
 
-function complaintsAboutOutput(graph: OnnxGraph, { output }: Expected): string[] {
-  const found = output.name === undefined ? graph.outputs[0] : graph.outputs.find(({ name }) => name === output.name);
-  if (found !== undefined) return complaintsAboutDims("output", found, output.dims);
+function complaintsAboutOutputs(graph: OnnxGraph, { outputs }: Expected): string[] {
   const names = graph.outputs.map(({ name }) => name).join(", ");
-  return [`has no output "${output.name}" (its outputs: ${names})`];
+  return outputs.flatMap(({ name, dims }) => {
+    const found = name === undefined ? graph.outputs[0] : graph.outputs.find((output) => output.name === name);
+    return found ? complaintsAboutDims("output", found, dims) : [`has no output "${name}" (its outputs: ${names})`];
+  });
 }
 
 /** An exporter may leave a size open, or the whole shape; only what is stated can be wrong. */
@@ -152,10 +184,10 @@ async function complaintAboutExternalFile(
   bytesMin: number,
 ): Promise<string | undefined> {
   // Relative to the graph's own folder, and never above it, as the ONNX specification has it.
-  const folder = join(files.root, dirname(file));
+  const folder = dirname(files.pathOf(file));
   const complaint = await complaintAboutPlace(await realpath(folder), location);
   if (complaint !== undefined) return complaint;
-  const part = relative(files.root, posix.join(folder, location));
+  const part = relative(files.rootOf(file), posix.join(folder, location));
   if (!files.has(part)) return `is not among the parts that ${MANIFEST_FILE} lists, or is no good as one`;
   if (files.bytesOf(part) >= bytesMin) return undefined;
   return `is truncated: it has ${files.bytesOf(part)} bytes, the graph points to ${bytesMin}`;

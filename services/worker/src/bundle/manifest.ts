@@ -1,10 +1,29 @@
 import { SAMPLERS, type SamplerName } from "@atelier/diffusion";
 import { z } from "zod";
+import { FAMILY_NAMES } from "./families.ts";
 import { type BundleProblems, show } from "./problems.ts";
 
 export const MANIFEST_FILE = "atelier.json";
 
 const SCHEMA_VERSION = 1;
+
+/** What a bundle may take from another, and the folders that go with it. The U-Net is what makes it a model of its own. */
+export const BORROWABLE = {
+  text_encoder: ["text_encoder", "tokenizer"],
+  text_encoder_2: ["text_encoder_2", "tokenizer_2"],
+  vae_decoder: ["vae_decoder"],
+  vae_encoder: ["vae_encoder"],
+} as const;
+export type BorrowablePart = keyof typeof BORROWABLE;
+
+const bundleId = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/, "must be 1 to 64 of a-z, 0-9, '.', '_', '-'");
+/** A part of the bundle of this id, whose files have this digest together: the digest of a bundle of them alone. */
+const borrowed = z
+  .strictObject({
+    bundle: bundleId,
+    digest: z.string().regex(/^sha256:[0-9a-f]{64}$/, 'must be "sha256:" and 64 lower-case hex digits'),
+  })
+  .optional();
 
 const pixels = z.int().min(8).max(16_384);
 const size = z.strictObject({ width: pixels, height: pixels });
@@ -13,9 +32,9 @@ const rgb = z.tuple([z.number(), z.number(), z.number()]);
 const schema = z
   .strictObject({
     schemaVersion: z.literal(SCHEMA_VERSION),
-    id: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/, "must be 1 to 64 of a-z, 0-9, '.', '_', '-'"),
+    id: bundleId,
     name: z.string().min(1).max(200),
-    family: z.enum(["sd"]),
+    family: z.enum(FAMILY_NAMES),
     license: z.string().min(1).max(200).optional(),
     nativeSize: size,
     defaultSize: size,
@@ -46,6 +65,14 @@ const schema = z
         bytes: z.int().min(0),
       }),
     ),
+    uses: z
+      .strictObject({
+        text_encoder: borrowed,
+        text_encoder_2: borrowed,
+        vae_decoder: borrowed,
+        vae_encoder: borrowed,
+      } satisfies Record<BorrowablePart, typeof borrowed>)
+      .optional(),
     // How the weights came about: for people, not for us.
     trained: z.record(z.string(), z.unknown()).optional(),
   })

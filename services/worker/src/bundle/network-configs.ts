@@ -1,5 +1,6 @@
 import { z } from "zod";
 import type { BundleFiles } from "./bundle-files.ts";
+import { FAMILIES, type FamilyName, type TextEncoderRole } from "./families.ts";
 import { type BundleProblems, show } from "./problems.ts";
 
 /**
@@ -10,14 +11,19 @@ const textEncoder = z.object({
   hidden_size: z.int().min(1),
   vocab_size: z.int().min(1),
   max_position_embeddings: z.literal(77).default(77),
+  // transformers' own defaults for CLIPTextConfig.
+  num_hidden_layers: z.int().min(1).default(12),
+  projection_dim: z.int().min(1).default(512),
 });
 
 const unet = z.object({
   in_channels: z.int().min(1),
   out_channels: z.int().min(1).optional(),
   cross_attention_dim: z.int().min(1),
-  // Conditioning that nothing in this family provides.
-  addition_embed_type: z.null().optional(),
+  addition_embed_type: z.string().nullish(),
+  addition_time_embed_dim: z.int().min(1).nullish(),
+  projection_class_embeddings_input_dim: z.int().min(1).nullish(),
+  // Conditioning that no family provides.
   class_embed_type: z.null().optional(),
   encoder_hid_dim_type: z.null().optional(),
   time_cond_proj_dim: z.null().optional(),
@@ -34,30 +40,63 @@ const vae = z.object({
   latents_std: z.null().optional(),
 });
 
+export interface TextEncoderConfig {
+  readonly hiddenSize: number;
+  readonly vocabularySize: number;
+  readonly layers: number;
+  readonly pooledSize: number;
+}
+
 export interface NetworkConfigs {
-  readonly textEncoder: { readonly hiddenSize: number; readonly vocabularySize: number } | undefined;
+  /** One for each of the family's, in its order. */
+  readonly textEncoders: readonly (TextEncoderConfig | undefined)[];
   readonly unet: { readonly inChannels: number; readonly crossAttentionDim: number } | undefined;
   readonly vaeDecoder:
     | { readonly latentChannels: number; readonly scalingFactor: number; readonly shiftFactor: number | undefined }
     | undefined;
 }
 
+type UnetConfig = z.output<typeof unet>;
+type VaeConfig = z.output<typeof vae>;
+
 /** Reads each network's `config.json` and holds them against one another. What is undefined has been complained of. */
-export async function readNetworkConfigs(files: BundleFiles, problems: BundleProblems): Promise<NetworkConfigs> {
-  const text = await readConfigFile(files, "text_encoder/config.json", textEncoder, problems);
+export async function readNetworkConfigs(
+  files: BundleFiles,
+  family: FamilyName,
+  problems: BundleProblems,
+): Promise<NetworkConfigs> {
+  const textEncoders: (TextEncoderConfig | undefined)[] = [];
+  for (const { folder } of FAMILIES[family].textEncoders) {
+    const config = await readConfigFile(files, `${folder}/config.json`, textEncoder, problems);
+    textEncoders.push(
+      config && {
+        hiddenSize: config.hidden_size,
+        vocabularySize: config.vocab_size,
+        layers: config.num_hidden_layers,
+        pooledSize: config.projection_dim,
+      },
+    );
+  }
   const unetConfig = await readConfigFile(files, "unet/config.json", unet, problems);
   const decoder = await readConfigFile(files, "vae_decoder/config.json", vae, problems);
+  const encoder = files.names("vae_encoder/config.json")
+    ? await readConfigFile(files, "vae_encoder/config.json", vae, problems)
+    : undefined;
 
   if (unetConfig && decoder && unetConfig.in_channels !== decoder.latent_channels) {
     const reason = `in_channels is ${unetConfig.in_channels}, the VAE's latent_channels ${decoder.latent_channels}`;
     problems.add("unet/config.json", `${reason}; the two networks do not belong together`);
   }
-  if (unetConfig && text && unetConfig.cross_attention_dim !== text.hidden_size) {
-    const reason = `cross_attention_dim is ${unetConfig.cross_attention_dim}, the text encoder's hidden_size`;
-    problems.add("unet/config.json", `${reason} ${text.hidden_size}; the two networks do not belong together`);
+  if (unetConfig) {
+    const complaints = [
+      ...complaintsAboutWidth(unetConfig, textEncoders),
+      ...complaintsAboutAddition(unetConfig, family, textEncoders),
+    ];
+    for (const complaint of complaints) problems.add("unet/config.json", complaint);
   }
+  if (decoder && encoder) checkOneVae(decoder, encoder, problems);
   return {
-    textEncoder: text && { hiddenSize: text.hidden_size, vocabularySize: text.vocab_size },
+    textEncoders,
     unet: unetConfig && { inChannels: unetConfig.in_channels, crossAttentionDim: unetConfig.cross_attention_dim },
     vaeDecoder: decoder && {
       latentChannels: decoder.latent_channels,
@@ -65,6 +104,56 @@ export async function readNetworkConfigs(files: BundleFiles, problems: BundlePro
       shiftFactor: decoder.shift_factor ?? undefined,
     },
   };
+}
+
+/** The hidden states of several encoders lie side by side. */
+function complaintsAboutWidth(config: UnetConfig, textEncoders: readonly (TextEncoderConfig | undefined)[]): string[] {
+  const widths = textEncoders.map((encoder) => encoder?.hiddenSize);
+  if (!widths.every((width) => width !== undefined)) return [];
+  const width = widths.reduce((sum, own) => sum + own, 0);
+  if (config.cross_attention_dim === width) return [];
+  const whose = widths.length === 1 ? "the text encoder's hidden_size" : `${widths.join(" + ")} hidden_sizes make`;
+  const reason = `cross_attention_dim is ${config.cross_attention_dim}, ${whose} ${width}`;
+  return [`${reason}; the two networks do not belong together`];
+}
+
+/** Height and width of the original, of the crop's corner, and of the target. */
+export const TIME_IDS = 6;
+
+function complaintsAboutAddition(
+  config: UnetConfig,
+  family: FamilyName,
+  textEncoders: readonly (TextEncoderConfig | undefined)[],
+): string[] {
+  const { additionEmbedType, textEncoders: roles } = FAMILIES[family];
+  const type = config.addition_embed_type ?? null;
+  if (type !== additionEmbedType) {
+    return [`addition_embed_type is ${show(type)}, and that of the family "${family}" is ${show(additionEmbedType)}`];
+  }
+  const pooled = pooledSize(roles, textEncoders);
+  if (type === null || pooled === undefined) return [];
+  const { addition_time_embed_dim: each, projection_class_embeddings_input_dim: all } = config;
+  const expected = typeof each === "number" ? pooled + TIME_IDS * each : undefined;
+  if (expected !== undefined && all === expected) return [];
+  const parts = `the pooled embedding's ${pooled} and ${TIME_IDS} sizes of ${each ?? "an addition_time_embed_dim"} make`;
+  return [`projection_class_embeddings_input_dim is ${show(all)}, and ${parts} ${expected ?? "it"}`];
+}
+
+/** Length of the pooled embedding; undefined where the family has none, or it is not known. */
+export function pooledSize(
+  roles: readonly TextEncoderRole[],
+  textEncoders: readonly (TextEncoderConfig | undefined)[],
+): number | undefined {
+  return textEncoders[roles.findIndex(({ pooled }) => pooled)]?.pooledSize;
+}
+
+/** An encoder and a decoder may come from two bundles; their latents have to be one kind. */
+function checkOneVae(decoder: VaeConfig, encoder: VaeConfig, problems: BundleProblems): void {
+  for (const key of ["latent_channels", "scaling_factor", "shift_factor"] as const) {
+    if ((encoder[key] ?? null) === (decoder[key] ?? null)) continue;
+    const reason = `${key} is ${show(encoder[key])}, the decoder's ${show(decoder[key])}`;
+    problems.add("vae_encoder/config.json", `${reason}; the two networks do not belong together`);
+  }
 }
 
 async function readConfigFile<Schema extends z.ZodType>(

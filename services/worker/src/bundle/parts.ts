@@ -10,6 +10,9 @@ import type { BundleProblems } from "./problems.ts";
 /** Formats that run code when they are read. torch writes pickles under any of these names. */
 const PICKLE_EXTENSIONS: ReadonlySet<string> = new Set([".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"]);
 
+/** Files by name, relative to their bundle's folder. */
+export type PartList = BundleManifest["parts"];
+
 /**
  * Checks every file that the manifest names: that it lies in the bundle's folder, that we may read its kind, that it
  * has the size and the digest said. `root` is a real path. Digests are streamed; nothing is held in memory.
@@ -18,7 +21,7 @@ const PICKLE_EXTENSIONS: ReadonlySet<string> = new Set([".bin", ".ckpt", ".pickl
  */
 export async function checkParts(
   root: string,
-  parts: BundleManifest["parts"],
+  parts: PartList,
   problems: BundleProblems,
 ): Promise<ReadonlyMap<string, number>> {
   const good = new Map<string, number>();
@@ -31,7 +34,7 @@ export async function checkParts(
 }
 
 /** The digest that names this very set of weights: over each part's name and digest, in order of name. */
-export function bundleDigest(parts: BundleManifest["parts"]): string {
+export function bundleDigest(parts: PartList): string {
   const names = Object.keys(parts).sort();
   return sha256(names.map((name) => `${parts[name]!.sha256}  ${name}\n`).join(""));
 }
@@ -61,11 +64,7 @@ export async function complaintAboutPlace(root: string, file: string): Promise<s
   }
 }
 
-async function complaintAboutContents(
-  root: string,
-  file: string,
-  said: BundleManifest["parts"][string],
-): Promise<string | undefined> {
+async function complaintAboutContents(root: string, file: string, said: PartList[string]): Promise<string | undefined> {
   const path = join(root, file);
   try {
     const { size } = await stat(path);

@@ -19,6 +19,10 @@ export class BundleProblems {
     this.#lines.push(`${file}: ${reason}`);
   }
 
+  get lines(): readonly string[] {
+    return this.#lines;
+  }
+
   get count(): number {
     return this.#lines.length;
   }

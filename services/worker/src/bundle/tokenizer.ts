@@ -1,5 +1,4 @@
 import { access } from "node:fs/promises";
-import { join } from "node:path";
 import { ServingError } from "@atelier/core";
 import { PromptTokenizer } from "../prompt/index.ts";
 import type { BundleFiles } from "./bundle-files.ts";
@@ -7,35 +6,36 @@ import { MANIFEST_FILE } from "./manifest.ts";
 import type { BundleProblems } from "./problems.ts";
 
 /** Either of these is a CLIP tokenizer. */
-const COMPLETE = [["tokenizer/tokenizer.json"], ["tokenizer/vocab.json", "tokenizer/merges.txt"]] as const;
+const COMPLETE = [["tokenizer.json"], ["vocab.json", "merges.txt"]] as const;
 
 /** Every file that has a say in the ids, so none of them may be there without its digest. */
-const ALL = [...COMPLETE.flat(), "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json"] as const;
+const ALL = [...COMPLETE.flat(), "tokenizer_config.json", "special_tokens_map.json"] as const;
 
-/** Reads the tokenizer for good measure, and holds its ids against the rows of the text encoder's embedding. */
+/** Reads a tokenizer for good measure, and holds its ids against the rows of its text encoder's embedding. */
 export async function checkTokenizer(
   files: BundleFiles,
-  vocabularySize: number | undefined,
+  { folder, vocabularySize }: { readonly folder: string; readonly vocabularySize: number | undefined },
   problems: BundleProblems,
 ): Promise<void> {
   const before = problems.count;
-  for (const file of ALL) {
-    if (files.names(file) || !(await exists(join(files.root, file)))) continue;
+  const inFolder = (name: string) => `${folder}/${name}`;
+  for (const file of ALL.map(inFolder)) {
+    if (files.names(file) || !(await exists(files.pathOf(file)))) continue;
     problems.add(file, `is there, would change the tokens, and ${MANIFEST_FILE} does not list it among its parts`);
   }
-  if (!COMPLETE.some((group) => group.every((file) => files.names(file)))) {
-    const names = COMPLETE.map((group) => group.join(" and ")).join(", or ");
-    problems.add("tokenizer", `${MANIFEST_FILE} has to list ${names} among its parts`);
+  if (!COMPLETE.some((group) => group.every((name) => files.names(inFolder(name))))) {
+    const names = COMPLETE.map((group) => group.map(inFolder).join(" and ")).join(", or ");
+    problems.add(folder, `${MANIFEST_FILE} has to list ${names} among its parts`);
   }
-  if (problems.count > before || ALL.some((file) => files.names(file) && !files.has(file))) return;
+  if (problems.count > before || ALL.map(inFolder).some((file) => files.names(file) && !files.has(file))) return;
 
   try {
-    const { idMax } = await PromptTokenizer.load(join(files.root, "tokenizer"));
+    const { idMax } = await PromptTokenizer.load(files.pathOf(folder));
     if (vocabularySize === undefined || idMax < vocabularySize) return;
-    problems.add("tokenizer", `has ids up to ${idMax}, the text encoder a vocabulary of ${vocabularySize}`);
+    problems.add(folder, `has ids up to ${idMax}, the text encoder a vocabulary of ${vocabularySize}`);
   } catch (error) {
     if (!(error instanceof ServingError)) throw error;
-    problems.add("tokenizer", error.detail.replace(/^tokenizer\//, ""));
+    problems.add(folder, error.detail.slice(`${folder}/`.length));
   }
 }
 

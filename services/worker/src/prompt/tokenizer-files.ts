@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { ServingError } from "@atelier/core";
 import { z } from "zod";
 
@@ -70,11 +70,11 @@ const END = { content: "<|endoftext|>", normalized: false };
  * @throws ServingError INVALID_BUNDLE naming the file and what is wrong with it.
  */
 export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
-  const config = (await readJson(dir, "tokenizer_config.json", tokenizerConfig)) ?? {};
-  const map = (await readJson(dir, "special_tokens_map.json", specialTokens)) ?? {};
-  const whole = await readJson(dir, "tokenizer.json", tokenizerJson);
+  const config = (await readJson(join(dir, "tokenizer_config.json"), tokenizerConfig)) ?? {};
+  const map = (await readJson(join(dir, "special_tokens_map.json"), specialTokens)) ?? {};
+  const whole = await readJson(join(dir, "tokenizer.json"), tokenizerJson);
   const { model, added_tokens } = whole ?? (await readLegacy(dir));
-  const merges = pairs(model.merges, whole === undefined ? "merges.txt" : "tokenizer.json");
+  const merges = pairs(model.merges, join(dir, whole === undefined ? "merges.txt" : "tokenizer.json"));
 
   const decoder = Object.entries(config.added_tokens_decoder ?? {});
   const listed = decoder.length > 0 ? decoder.map(([id, token]) => ({ ...token, id: Number(id) })) : added_tokens;
@@ -89,7 +89,7 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   for (const { content } of Object.values(special)) {
     const known = Object.hasOwn(model.vocab, content) || listed.some((token) => token.content === content);
     const file = overridden && Object.keys(map).length > 0 ? "special_tokens_map.json" : "tokenizer_config.json";
-    if (!known) throw invalid(file, `its special token "${content}" has no id`);
+    if (!known) throw invalid(join(dir, file), `its special token "${content}" has no id`);
   }
   const added = new Map(
     Object.values(special).map(({ content, normalized }) => [
@@ -112,50 +112,46 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
 }
 
 async function readLegacy(dir: string): Promise<z.output<typeof tokenizerJson>> {
-  const vocab = await readJson(dir, "vocab.json", vocabulary);
-  const text = await readText(dir, "merges.txt");
+  const vocab = await readJson(join(dir, "vocab.json"), vocabulary);
+  const text = await readText(join(dir, "merges.txt"));
   if (vocab === undefined || text === undefined) {
-    throw invalid("tokenizer.json", "is missing, and there are no vocab.json and merges.txt in its place");
+    throw invalid(join(dir, "tokenizer.json"), "is missing, and there are no vocab.json and merges.txt in its place");
   }
   const merges = text.split(/\r?\n/).filter((line) => line !== "" && !line.startsWith("#version"));
   return { model: { type: "BPE", vocab, merges, end_of_word_suffix: "</w>" }, added_tokens: [] };
 }
 
-function pairs(merges: readonly (string | readonly [string, string])[], file: string): [string, string][] {
+function pairs(merges: readonly (string | readonly [string, string])[], path: string): [string, string][] {
   return merges.map((merge) => {
     const [first, second, ...rest] = typeof merge === "string" ? merge.split(" ") : merge;
     if (first && second && rest.length === 0) return [first, second];
-    throw invalid(file, `its merge ${JSON.stringify(merge).slice(0, 80)} is not two tokens`);
+    throw invalid(path, `its merge ${JSON.stringify(merge).slice(0, 80)} is not two tokens`);
   });
 }
 
 /** Undefined where there is no such file. */
-async function readJson<Schema extends z.ZodType>(
-  dir: string,
-  file: string,
-  schema: Schema,
-): Promise<z.output<Schema> | undefined> {
-  const text = await readText(dir, file);
+async function readJson<Schema extends z.ZodType>(path: string, schema: Schema): Promise<z.output<Schema> | undefined> {
+  const text = await readText(path);
   if (text === undefined) return undefined;
-  const parsed = schema.safeParse(parseJson(text, file));
-  if (!parsed.success) throw invalid(file, complaints(parsed.error));
+  const parsed = schema.safeParse(parseJson(text, path));
+  if (!parsed.success) throw invalid(path, complaints(parsed.error));
   return parsed.data;
 }
 
-function parseJson(text: string, file: string): unknown {
+function parseJson(text: string, path: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw invalid(file, `is not JSON: ${(cause as Error).message}`, cause);
+    throw invalid(path, `is not JSON: ${(cause as Error).message}`, cause);
   }
 }
 
-async function readText(dir: string, file: string): Promise<string | undefined> {
+async function readText(path: string): Promise<string | undefined> {
   try {
-    return await readFile(join(dir, file), "utf8");
+    return await readFile(path, "utf8");
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw invalid(file, `cannot be read: ${(cause as Error).message}`, cause);
+    throw invalid(path, `cannot be read: ${(cause as Error).message}`, cause);
   }
 }
 
@@ -166,6 +162,7 @@ function complaints(error: z.ZodError): string {
   return `${lines.join("; ")}${more > 0 ? `; and ${more} more` : ""}`;
 }
 
-function invalid(file: string, reason: string, cause?: unknown): ServingError {
-  return new ServingError("INVALID_BUNDLE", `tokenizer/${file}: ${reason}`, { cause });
+/** A bundle may have two tokenizers: a file is named with its folder. */
+function invalid(path: string, reason: string, cause?: unknown): ServingError {
+  return new ServingError("INVALID_BUNDLE", `${basename(dirname(path))}/${basename(path)}: ${reason}`, { cause });
 }

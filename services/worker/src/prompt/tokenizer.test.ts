@@ -1,6 +1,6 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { ServingError, seededRandom } from "@atelier/core";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { parsePrompt } from "./parse-prompt.ts";
@@ -132,9 +132,10 @@ describe("PromptTokenizer lays prompts out in chunks", () => {
 describe("PromptTokenizer.load", () => {
   let dir: string;
   beforeEach(async () => {
-    dir = await mkdtemp(join(tmpdir(), "tokenizer-"));
+    dir = join(await mkdtemp(join(tmpdir(), "bundle-")), "tokenizer_2");
+    await mkdir(dir);
   });
-  afterEach(() => rm(dir, { recursive: true }));
+  afterEach(() => rm(dirname(dir), { recursive: true }));
   const write = (files: Record<string, unknown>) =>
     Promise.all(
       Object.entries(files).map(([name, contents]) =>
@@ -196,13 +197,16 @@ describe("PromptTokenizer.load", () => {
       { "tokenizer.json": tokenizerJson(), "tokenizer_config.json": { tokenizer_class: "T5Tokenizer" } },
       "tokenizer_config.json: tokenizer_class",
     ],
-  ])("refuses %s with INVALID_BUNDLE, naming the file", async (_, files, expected) => {
+  ])("refuses %s with INVALID_BUNDLE, naming the file and its folder", async (_, files, expected) => {
     await write(files);
     const error = await PromptTokenizer.load(dir).then(
       () => undefined,
       (reason: unknown) => reason,
     );
-    expect(error).toMatchObject({ code: "INVALID_BUNDLE", message: expect.stringContaining(`tokenizer/${expected}`) });
+    expect(error).toMatchObject({
+      code: "INVALID_BUNDLE",
+      message: expect.stringContaining(`tokenizer_2/${expected}`),
+    });
   });
 
   function padding(tokenizer: PromptTokenizer): string {

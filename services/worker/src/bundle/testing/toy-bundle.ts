@@ -32,25 +32,63 @@ export function toyFiles(): ToyFiles {
   };
 }
 
-export function unet({ latentChannels = 4, hiddenSize = 8 } = {}): Uint8Array {
+/** The same of the family of two text encoders, 8 and 12 wide, whose pooled embedding is 10 long. */
+export function toyXlFiles(): ToyFiles {
+  const files = toyFiles();
+  return {
+    ...files,
+    "model_index.json": json({ _class_name: "StableDiffusionXLPipeline", force_zeros_for_empty_prompt: true }),
+    "text_encoder/config.json": json({ hidden_size: 8, vocab_size: 6, num_hidden_layers: 3 }),
+    "text_encoder/model.onnx": network({
+      inputs: { input_ids: [7, "batch", "sequence"] },
+      outputs: { "hidden_states.2": [1, "batch", "sequence", 8] },
+    }),
+    "text_encoder_2/config.json": json({ hidden_size: 12, vocab_size: 6, num_hidden_layers: 2, projection_dim: 10 }),
+    "text_encoder_2/model.onnx": network({
+      inputs: { input_ids: [7, "batch", "sequence"] },
+      outputs: { text_embeds: [1, "batch", 10], "hidden_states.1": [1, "batch", "sequence", 12] },
+    }),
+    "tokenizer_2/vocab.json": files["tokenizer/vocab.json"]!,
+    "tokenizer_2/merges.txt": files["tokenizer/merges.txt"]!,
+    "unet/config.json": json(XL_UNET_CONFIG),
+    "unet/model.onnx": unet({ hiddenSize: 20, extras: { text_embeds: [1, "batch", 10], time_ids: [1, "batch", 6] } }),
+  };
+}
+
+export const XL_UNET_CONFIG = {
+  in_channels: 4,
+  cross_attention_dim: 20,
+  addition_embed_type: "text_time",
+  addition_time_embed_dim: 4,
+  projection_class_embeddings_input_dim: 34, // 10 + 6 * 4
+};
+
+interface ToyUnet {
+  readonly latentChannels?: number;
+  readonly hiddenSize?: number;
+  readonly extras?: Record<string, Shape>;
+}
+
+export function unet({ latentChannels = 4, hiddenSize = 8, extras = {} }: ToyUnet = {}): Uint8Array {
   return network({
     inputs: {
       sample: [1, "batch", latentChannels, "height", "width"],
       timestep: [1, "batch"],
       encoder_hidden_states: [1, "batch", "sequence", hiddenSize],
+      ...extras,
     },
     outputs: { out_sample: [1, "batch", latentChannels, "height", "width"] },
   });
 }
 
 /** The manifest that belongs to `files`. */
-export function toyManifest(files: ToyFiles): Record<string, unknown> {
+export function toyManifest(files: ToyFiles, family = "sd"): Record<string, unknown> {
   const parts = Object.entries(files).map(([name, bytes]) => [name, { sha256: hex(bytes), bytes: bytes.length }]);
   return {
     schemaVersion: 1,
     id: "toy",
     name: "Toy",
-    family: "sd",
+    family,
     license: "Apache-2.0",
     nativeSize: { width: 256, height: 256 },
     defaultSize: { width: 512, height: 512 },
