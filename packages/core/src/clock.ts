@@ -14,6 +14,12 @@ export const systemClock: Clock = {
   },
 };
 
+/** The system's, in fractions of a millisecond, and never set back: for measuring what takes a few of them. */
+export const preciseClock: Clock = {
+  nowMs: () => performance.timeOrigin + performance.now(),
+  after: systemClock.after,
+};
+
 /** A clock that stands still until a test moves it. */
 export class ManualClock implements Clock {
   #nowMs: number;

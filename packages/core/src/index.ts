@@ -1,5 +1,5 @@
 /** What every service knows. No I/O; imports no other package of ours. */
-export { type Clock, ManualClock, systemClock } from "./clock.ts";
+export { type Clock, ManualClock, preciseClock, systemClock } from "./clock.ts";
 export { ConfigError, fromEnv, readConfig } from "./config.ts";
 export { Deadline } from "./deadline.ts";
 export { type Canonical, canonicalDigest, canonicalText, sha256 } from "./digest.ts";

@@ -3,6 +3,7 @@ import {
   type GeneratedImage,
   type GenerateRequestSchema,
   ImageFormat,
+  PriorityClass,
   type Progress,
   type Receipt,
   Stage,
@@ -37,6 +38,7 @@ export function requestToWire(request: ImageRequest, callId: string): MessageIni
     },
     format: FORMATS[request.format],
     quality: request.quality ?? 0,
+    order: { priorityClass: PriorityClass.INTERACTIVE }, // somebody waits for the answer to every HTTP request
   };
 }
 

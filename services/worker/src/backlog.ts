@@ -1,5 +1,6 @@
 import { invariant } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
+import type { PriorityClass } from "./stages/order/service-order.ts";
 import type { StepTimes } from "./step-times.ts";
 
 /** One pass of one job: `steps` steps of `rows` rows each at `shape`. */
@@ -10,6 +11,7 @@ export interface PassWork {
 
 export interface JobWork {
   readonly model: string;
+  readonly priorityClass: PriorityClass;
   readonly rows: number;
   readonly passes: readonly PassWork[];
 }
@@ -38,9 +40,14 @@ export class Backlog {
   }
 
   get totalMs(): number {
-    let total = 0;
-    for (const { work, stepsDone } of this.#jobs.values()) total += this.#leftMs(work, stepsDone);
-    return total;
+    const { interactive, standard, bulk } = this.byClassMs;
+    return interactive + standard + bulk;
+  }
+
+  get byClassMs(): Readonly<Record<PriorityClass, number>> {
+    const left = { interactive: 0, standard: 0, bulk: 0 };
+    for (const { work, stepsDone } of this.#jobs.values()) left[work.priorityClass] += this.#leftMs(work, stepsDone);
+    return left;
   }
 
   #leftMs({ model, rows, passes }: JobWork, stepsDone: number): number {

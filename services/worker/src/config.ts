@@ -18,6 +18,10 @@ export interface WorkerConfig {
   readonly queueMax: number;
   /** Images in one U-Net run. */
   readonly stepBatchMax: number;
+  /** A class of requests that got no turn for so long gets the next step batch. */
+  readonly ageingMs: number;
+  /** Where what was learned is kept between runs; undefined: nowhere. */
+  readonly stateDir: string | undefined;
   readonly drainMs: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
@@ -56,6 +60,9 @@ const schema = z.object({
   ATELIER_QUEUE_MAX: fromEnv.integer({ min: 1, max: 10_000 }).default(64),
   // Rows per second on a CPU hardly grow beyond 16 rows, which are 8 images with guidance.
   ATELIER_STEP_BATCH_MAX: fromEnv.integer({ min: 1, max: 256 }).default(8),
+  // Long beside a step, so that urgent work hardly notices; short beside the patience of whoever waits for bulk work.
+  ATELIER_AGEING_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(2000),
+  ATELIER_STATE_DIR: z.string().optional(),
   // Kubernetes' default grace period is 30 s.
   ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
   ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
@@ -74,6 +81,8 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     threads: values.ATELIER_THREADS ?? availableParallelism(),
     queueMax: values.ATELIER_QUEUE_MAX,
     stepBatchMax: values.ATELIER_STEP_BATCH_MAX,
+    ageingMs: values.ATELIER_AGEING_MS,
+    stateDir: values.ATELIER_STATE_DIR,
     drainMs: values.ATELIER_DRAIN_MS,
     logLevel: values.ATELIER_LOG_LEVEL,
   });

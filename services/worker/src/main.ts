@@ -32,6 +32,8 @@ async function main(): Promise<void> {
     device: { kind: "onnx", provider, threads: config.threads },
     limits: config,
     observer: metrics,
+    stateDir: config.stateDir,
+    onProblem: (error) => logger.warn({ err: error }, error.detail),
     onFatal: fail,
   });
   metrics.state = () => pipeline.state;

@@ -1,7 +1,8 @@
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
 import type { PipelineObserver, PipelineState, Stage } from "./pipeline.ts";
+import { PRIORITY_CLASSES } from "./stages/order/service-order.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
-import type { DenoiseReport } from "./threads/denoise.thread.ts";
+import type { RunReport } from "./threads/denoise.thread.ts";
 
 /** Seconds of one U-Net run, from a tiny model on a fast device to SDXL on a CPU. */
 const STEP_BUCKETS_S = [0.002, 0.005, 0.01, 0.02, 0.035, 0.06, 0.1, 0.2, 0.35, 0.6, 1, 2, 5, 15];
@@ -18,6 +19,10 @@ export class WorkerMetrics implements PipelineObserver {
   readonly #stepSeconds: Histogram<"model">;
   readonly #batchRows: Histogram<"model">;
   readonly #embeddings: Counter<"outcome">;
+  readonly #turns: Counter<"class">;
+  readonly #preemptions: Counter;
+  readonly #refusedRuns: Counter<"model">;
+  readonly #busySeconds: Counter;
   #denoiseWaiting = 0;
 
   constructor(registry: Registry = createRegistry("worker")) {
@@ -45,7 +50,7 @@ export class WorkerMetrics implements PipelineObserver {
     });
     this.#stepSeconds = new Histogram({
       name: "atelier_worker_step_seconds",
-      help: "Time of one turn of the denoise loop: one U-Net run and the samplers' advance",
+      help: "Time of one U-Net run on its lane",
       labelNames: ["model"],
       buckets: STEP_BUCKETS_S,
       registers,
@@ -63,9 +68,36 @@ export class WorkerMetrics implements PipelineObserver {
       labelNames: ["outcome"],
       registers,
     });
+    this.#turns = new Counter({
+      name: "atelier_worker_turns_total",
+      help: "U-Net runs by the class of the image that led the batch",
+      labelNames: ["class"],
+      registers,
+    });
+    this.#preemptions = new Counter({
+      name: "atelier_worker_preemptions_total",
+      help: "Times that a started image gave way to more urgent work",
+      registers,
+    });
+    this.#refusedRuns = new Counter({
+      name: "atelier_worker_refused_runs_total",
+      help: "U-Net runs that the device had no memory for; they are tried again in halves",
+      labelNames: ["model"],
+      registers,
+    });
+    this.#busySeconds = new Counter({
+      name: "atelier_worker_denoise_busy_seconds_total",
+      help: "Time in which the denoise lanes ran, each lane counting for its share of those side by side",
+      registers,
+    });
     this.#gauge("atelier_worker_requests_in_flight", "Requests accepted and not finished", (s) => s.requestsInFlight);
     this.#gauge("atelier_worker_requests_free", "Requests that would still be accepted", (s) => s.requestsFree);
-    this.#gauge("atelier_worker_backlog_seconds", "Predicted device time of accepted work", (s) => s.backlogMs / 1000);
+    this.#gauge(
+      "atelier_worker_denoise_busy_ratio",
+      "Share of the last ten seconds in which the denoise lanes ran",
+      (s) => s.denoiseBusyRatio,
+    );
+    this.#backlogGauge();
     this.#gauge(
       "atelier_worker_denoise_waiting",
       "Images that wait for a place in the step batch",
@@ -78,7 +110,14 @@ export class WorkerMetrics implements PipelineObserver {
     this.#requestSeconds.observe({ outcome }, ms / 1000);
   }
 
-  ran({ model, rows, ms, waiting }: DenoiseReport): void {
+  ran({ model, rows, ms, lanes, priorityClass, refused, waiting, preempted }: RunReport): void {
+    this.#busySeconds.inc(ms / 1000 / lanes);
+    this.#preemptions.inc(preempted);
+    if (refused) {
+      this.#refusedRuns.inc({ model });
+      return;
+    }
+    this.#turns.inc({ class: priorityClass });
     this.#stepSeconds.observe({ model }, ms / 1000);
     this.#batchRows.observe({ model }, rows);
     this.#denoiseWaiting = waiting;
@@ -90,6 +129,21 @@ export class WorkerMetrics implements PipelineObserver {
 
   embedded(counts: EmbeddingCounts): void {
     for (const [outcome, prompts] of Object.entries(counts)) this.#embeddings.inc({ outcome }, prompts);
+  }
+
+  #backlogGauge(): void {
+    const metrics = this;
+    new Gauge({
+      name: "atelier_worker_backlog_seconds",
+      help: "Predicted device time of accepted work, by class",
+      labelNames: ["class"],
+      registers: [this.registry],
+      collect() {
+        const state = metrics.state();
+        if (state === undefined) return;
+        for (const each of PRIORITY_CLASSES) this.set({ class: each }, state.backlogMs[each] / 1000);
+      },
+    });
   }
 
   #gauge(name: string, help: string, read: (state: PipelineState) => number): void {

@@ -7,6 +7,8 @@ import type { EncodedImage } from "./stages/image-file.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { TEST_BUNDLE } from "./testing/test-bundle.ts";
 
+const NO_BACKLOG = { interactive: 0, standard: 0, bulk: 0 };
+
 describe("a pipeline driven directly", () => {
   let pipeline: Pipeline;
   const ran: number[] = [];
@@ -32,10 +34,11 @@ describe("a pipeline driven directly", () => {
     expect(Buffer.compare(await sharp(png!.data).raw().toBuffer(), raw!.data)).toBe(0);
   });
 
-  it("takes the images of a request through the U-Net together, as many as the step batch holds", async () => {
+  it("never takes more images through the U-Net at once than the step batch holds, and every one of them", async () => {
     ran.length = 0;
     expect(await images({ numImages: 3, steps: 2 })).toHaveLength(3);
-    expect(ran).toEqual([4, 4, 2, 2]); // rows: two images with guidance, then the third
+    expect(Math.max(...ran)).toBeLessThanOrEqual(4); // rows: two of an image with guidance
+    expect(ran.reduce((sum, rows) => sum + rows, 0)).toBe(3 * 2 * 2);
   });
 
   it("runs one row for each image without guidance", async () => {
@@ -137,7 +140,7 @@ describe("a pipeline driven directly", () => {
       if (event.type === "progress") abort.abort(new ServingError("DRAINING", "leaving"));
     });
     await expect(made).rejects.toMatchObject({ code: "DRAINING" });
-    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, backlogMs: 0 });
+    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, backlogMs: NO_BACKLOG });
   });
 
   it("settles every request, and is idle after, whatever is taken back when", async () => {
@@ -157,7 +160,7 @@ describe("a pipeline driven directly", () => {
     };
     for (let wave = 0; wave < 4; wave++) await Promise.all(Array.from({ length: 10 }, one)); // 8 fit
 
-    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, requestsFree: 8, backlogMs: 0 });
+    expect(pipeline.state).toMatchObject({ requestsInFlight: 0, requestsFree: 8, backlogMs: NO_BACKLOG });
     expect([...outcomes.keys()].toSorted()).toEqual(["CANCELLED", "OVERLOADED", "ok"]);
     expect(outcomes.get("OVERLOADED")).toBe(8);
   });

@@ -1,5 +1,6 @@
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
+import { BusyRatio } from "./busy-ratio.ts";
 import type { DeviceSpec } from "./device/device.ts";
 import { allOf, type Model, readModels } from "./models.ts";
 import { type HiresFix, type Phases, planPhases } from "./phases.ts";
@@ -7,10 +8,13 @@ import { checkRequest, type GenerationRequest } from "./request.ts";
 import type { Conditioning, StartImage } from "./stages/denoise-job.ts";
 import { type EncodedImage, QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
 import { readInitImage } from "./stages/init-image.ts";
+import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "./stages/order/service-order.ts";
 import { drawPreview, encodePreview, type PreviewMap, previewMapOf } from "./stages/preview.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
-import { StepTimes } from "./step-times.ts";
-import type { DenoiseReport } from "./threads/denoise.thread.ts";
+import { type StepTime, StepTimes } from "./step-times.ts";
+import { StepTimesFile } from "./step-times-file.ts";
+import type { DenoiseReport, RunReport } from "./threads/denoise.thread.ts";
+import { errorOf } from "./threads/messages.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
 
 export interface PipelineOptions {
@@ -20,6 +24,10 @@ export interface PipelineOptions {
   readonly limits: PipelineLimits;
   /** Hears of every U-Net run and finished stage, for metrics. */
   readonly observer?: PipelineObserver;
+  /** Folder where learned step times are kept between runs; nowhere without it. */
+  readonly stateDir?: string | undefined;
+  /** Something is amiss that no request suffers from. */
+  readonly onProblem?: (error: ServingError) => void;
   /** A bug has ended a stage. The process cannot go on. */
   readonly onFatal: (error: Error) => void;
   readonly clock?: Clock;
@@ -30,10 +38,12 @@ export interface PipelineLimits {
   readonly queueMax: number;
   /** Images in one U-Net run. */
   readonly stepBatchMax: number;
+  /** A class of requests that could run and got no turn for so long gets the next step batch. */
+  readonly ageingMs?: number;
 }
 
 export interface PipelineObserver {
-  ran(report: DenoiseReport): void;
+  ran(report: RunReport): void;
   stageTook(stage: Stage, ms: number): void;
   /** Where a request's prompts were embedded. */
   embedded(counts: EmbeddingCounts): void;
@@ -69,6 +79,8 @@ export interface GenerationOutcome {
   readonly batchDifference: number;
   /** Both prompts were embedded before: the text encoder did not run. */
   readonly embeddingsCached: boolean;
+  /** How often the images gave way to more urgent work, together. */
+  readonly preemptions: number;
   readonly times: GenerationTimes;
 }
 
@@ -83,7 +95,11 @@ export interface GenerationTimes {
 export interface PipelineState {
   readonly requestsInFlight: number;
   readonly requestsFree: number;
-  readonly backlogMs: number;
+  /** Denoising work accepted and not done, in predicted device milliseconds. */
+  readonly backlogMs: Readonly<Record<PriorityClass, number>>;
+  /** Share of the last ten seconds in which the denoise lanes ran, 0..1. */
+  readonly denoiseBusyRatio: number;
+  readonly stepTimes: readonly StepTime[];
   /** Learned milliseconds of one step of one image with guidance at the model's native size, by model. */
   readonly stepMs: ReadonlyMap<string, number>;
 }
@@ -95,14 +111,21 @@ export interface PipelineState {
  */
 export async function createPipeline(options: PipelineOptions): Promise<Pipeline> {
   const models = await readModels(options.bundleDirs);
-  const times = new StepTimes();
+  const { onProblem = () => {} } = options;
+  const timesFile =
+    options.stateDir === undefined
+      ? undefined
+      : new StepTimesFile({ dir: options.stateDir, device: deviceName(options.device), clock: systemClock, onProblem });
+  const known = (await timesFile?.load(digests(models))) ?? [];
+  const times = StepTimes.fromJSON(known);
   const backlog = new Backlog(times);
   // The threads report before the pipeline exists; nothing runs in them before it does.
   let pipeline: Pipeline | undefined;
   const numImagesMax = Math.max(...[...models.values()].map(({ limits }) => limits.numImagesMax));
   const threads = await openStageThreads({
     ...options,
-    limits: { ...options.limits, numImagesMax },
+    limits: { ageingMs: AGEING_MS_DEFAULT, ...options.limits, numImagesMax },
+    stepTimes: known,
     onReport: (report) => pipeline?.heardReport(report),
   });
   const opened = await Promise.allSettled([...models.values()].map((model) => threads.openModel(model)));
@@ -111,7 +134,7 @@ export async function createPipeline(options: PipelineOptions): Promise<Pipeline
     await threads.close();
     throw allOf(failures.flatMap((failure) => (failure instanceof AggregateError ? failure.errors : [failure])));
   }
-  pipeline = new Pipeline(options, { models, threads, times, backlog });
+  pipeline = new Pipeline(options, { models, threads, times, timesFile, backlog });
   return pipeline;
 }
 
@@ -120,6 +143,9 @@ export class Pipeline {
   readonly models: ReadonlyMap<string, Model>;
   readonly #threads: StageThreads;
   readonly #times: StepTimes;
+  readonly #timesFile: StepTimesFile | undefined;
+  readonly #busy = new BusyRatio(BUSY_WINDOW_MS);
+  readonly #onProblem: (error: ServingError) => void;
   readonly #backlog: Backlog;
   readonly #limits: PipelineLimits;
   readonly #observer: PipelineObserver | undefined;
@@ -130,12 +156,20 @@ export class Pipeline {
   #reading = 0; // requests whose picture is being read
 
   constructor(
-    { limits, observer, clock = systemClock }: PipelineOptions,
-    parts: { models: ReadonlyMap<string, Model>; threads: StageThreads; times: StepTimes; backlog: Backlog },
+    { limits, observer, onProblem = () => {}, clock = systemClock }: PipelineOptions,
+    parts: {
+      models: ReadonlyMap<string, Model>;
+      threads: StageThreads;
+      times: StepTimes;
+      timesFile: StepTimesFile | undefined;
+      backlog: Backlog;
+    },
   ) {
     this.models = parts.models;
     this.#threads = parts.threads;
     this.#times = parts.times;
+    this.#timesFile = parts.timesFile;
+    this.#onProblem = onProblem;
     this.#backlog = parts.backlog;
     this.#limits = limits;
     this.#observer = observer;
@@ -169,7 +203,9 @@ export class Pipeline {
     return {
       requestsInFlight,
       requestsFree: Math.max(0, this.#limits.queueMax - this.#placesTaken),
-      backlogMs: this.#backlog.totalMs,
+      backlogMs: this.#backlog.byClassMs,
+      denoiseBusyRatio: this.#busy.at(this.#clock.nowMs()),
+      stepTimes: this.#times.toJSON(),
       stepMs: new Map([...this.models.values()].map(({ bundle }) => [bundle.id, 2 * this.#nativeMsPerRow(bundle)])),
     };
   }
@@ -226,11 +262,18 @@ export class Pipeline {
     this.stop(new ServingError("DRAINING", "the worker is stopping"));
     await this.idle();
     await this.#threads.close();
+    await this.#timesFile?.save(this.#times.toJSON(), digests(this.models));
   }
 
-  /** One U-Net run: what was learned, and who got on. Called by the denoise thread's reports. */
+  /** What the denoise thread tells: most often of a U-Net run, what was learned by it and who got on. */
   heardReport(report: DenoiseReport): void {
-    this.#times.observe(report);
+    if (report.type === "lanes-failed") {
+      this.#onProblem(errorOf(report.failure));
+      return;
+    }
+    this.#busy.ran(report.startedAtMs, report.startedAtMs + report.ms, 1 / report.lanes);
+    if (!report.refused) this.#times.observe(report);
+    this.#timesFile?.saveSometimes(() => this.#times.toJSON(), digests(this.models));
     this.#observer?.ran(report);
     for (const { id, stepsDone, preview } of report.steps) {
       this.#backlog.progress(id, stepsDone);
@@ -342,7 +385,8 @@ export class Pipeline {
     const startedAtMs = Math.min(...done.map((image) => image.startedAtMs));
     const denoisedAtMs = Math.max(...done.map((image) => image.denoisedAtMs));
     const times = {
-      queueMs: text.startedAtMs - acceptedAtMs + (startedAtMs - encodedAtMs),
+      // The threads' clocks may differ by a fraction of a millisecond.
+      queueMs: Math.max(0, text.startedAtMs - acceptedAtMs) + Math.max(0, startedAtMs - encodedAtMs),
       textEncodeMs: encodedAtMs - acceptedAtMs,
       denoiseMs: denoisedAtMs - encodedAtMs,
       imageDecodeMs: this.#clock.nowMs() - denoisedAtMs,
@@ -356,6 +400,7 @@ export class Pipeline {
       promptChunks: text.promptChunks,
       batchDifference: Math.max(...done.map((image) => image.batchDifference)),
       embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
+      preemptions: done.reduce((sum, image) => sum + image.preemptions, 0),
       times,
     };
   }
@@ -384,7 +429,7 @@ export class Pipeline {
     const deadlineAtMs = call.deadline.atMs;
     const { sampler, steps, karras, guidanceScale } = request;
 
-    const { latent, startedAtMs, batchDifference } = await this.#threads.denoise.run(
+    const { latent, startedAtMs, batchDifference, preemptions } = await this.#threads.denoise.run(
       id,
       {
         model: request.model,
@@ -397,6 +442,7 @@ export class Pipeline {
         seed,
         deadlineAtMs,
         previewEverySteps: request.previewEverySteps ?? 0,
+        order: running.order,
       },
       { signal },
     );
@@ -418,7 +464,7 @@ export class Pipeline {
       );
       if (signal.aborted) throw toServingError(signal.reason);
       call.onEvent({ type: "image", imageIndex, seed, image });
-      return { startedAtMs, denoisedAtMs, batchDifference };
+      return { startedAtMs, denoisedAtMs, batchDifference, preemptions };
     } finally {
       this.#threads.denoise.tell({ taken: 1 });
     }
@@ -455,6 +501,9 @@ function checkInitImage({ initImage }: GenerationRequest, { bundle }: Model): vo
 
 /** A slow device may compile the networks at first use. */
 const WARM_UP_MAX_MS = 10 * 60_000;
+const BUSY_WINDOW_MS = 10_000;
+/** As in the configuration. */
+const AGEING_MS_DEFAULT = 2000;
 
 interface RunningParts {
   readonly model: Model;
@@ -491,6 +540,10 @@ class Running {
     return this.request.guidanceScale > 1;
   }
 
+  get order(): ServiceOrder {
+    return this.request.order ?? DEFAULT_ORDER;
+  }
+
   get totalStepsDone(): number {
     return this.stepsDone.reduce((sum, steps) => sum + steps, 0);
   }
@@ -502,8 +555,17 @@ class Running {
       { shape, steps: steps - refineSteps },
       ...(refine === undefined ? [] : [{ shape: refine.shape, steps: refineSteps }]),
     ];
-    return { model: this.request.model, rows: this.guided ? 2 : 1, passes };
+    return { model: this.request.model, priorityClass: this.order.priorityClass, rows: this.guided ? 2 : 1, passes };
   }
+}
+
+/** Times learned on one device say nothing of another. */
+function deviceName({ provider, threads }: DeviceSpec): string {
+  return `${provider} ${threads}`;
+}
+
+function digests(models: ReadonlyMap<string, Model>): ReadonlyMap<string, string> {
+  return new Map([...models].map(([id, { bundle }]) => [id, bundle.digest]));
 }
 
 function parseJobId(id: string, inFlight: ReadonlyMap<string, Running>) {

@@ -2,6 +2,7 @@ import { checkPromptText, ServingError } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import type { BundleManifest } from "./bundle/index.ts";
 import type { ImageEncoding } from "./stages/image-file.ts";
+import type { ServiceOrder } from "./stages/order/service-order.ts";
 
 /** What a caller asks for, every default applied. */
 export interface GenerationRequest {
@@ -25,6 +26,8 @@ export interface GenerationRequest {
   readonly initImage?: InitImage;
   /** A preview with every this many steps of an image; 0 or absent: none. */
   readonly previewEverySteps?: number;
+  /** Standard, of nobody in particular, where it is left out. */
+  readonly order?: ServiceOrder;
 }
 
 export interface InitImage {
@@ -46,6 +49,7 @@ export interface RequestLimits {
   readonly numImagesMax: number;
 }
 
+const TENANT_LENGTH_MAX = 200;
 const SEED_MAX = 2n ** 64n - 1n;
 
 export function requestLimits(manifest: BundleManifest): RequestLimits {
@@ -79,6 +83,10 @@ export function checkRequest(request: GenerationRequest, limits: RequestLimits):
   checkNumber("num_images", request.numImages, { min: 1, max: limits.numImagesMax, whole: true });
   checkNumber("quality", request.encoding.quality, { min: 1, max: 100, whole: true });
   if (request.initImage !== undefined) checkStrength(request.initImage.strength);
+  const tenant = request.order?.tenant ?? "";
+  if (tenant.length > TENANT_LENGTH_MAX) {
+    throw refused("order.tenant", `${tenant.slice(0, 20)}...`, `at most ${TENANT_LENGTH_MAX} characters`);
+  }
   if (request.seed < 0n || request.seed + BigInt(request.numImages - 1) > SEED_MAX) {
     throw refused("seed", String(request.seed), `seed and seed + num_images - 1 are within 0..${SEED_MAX}`);
   }

@@ -2,38 +2,182 @@ import type { LatentShape } from "@atelier/diffusion";
 
 /** How much the newest run counts: about the last ten runs decide. */
 const NEWEST_SHARE = 0.2;
+/** A run slower than this many times what is known counts as so many: one hiccup of the machine is not the device. */
+const OUTLIER_MAX = 3;
+/** Share of a run's time that is taken not to grow with its rows where only one size is known: low enough to try more. */
+const FIXED_SHARE = 0.3;
+/** Four threads took half the time of one on the U-Nets measured: time falls with the root of the threads. */
+const THREADS_POWER = 0.5;
+
+/** One U-Net run. */
+export interface StepRun {
+  readonly model: string;
+  readonly shape: LatentShape;
+  readonly rows: number;
+  readonly ms: number;
+  /** CPU threads of the lane; 0 on a device that has one lane. */
+  readonly threads: number;
+  /** Which of the device's lanes it was: each allocates at its first run. */
+  readonly lane: string;
+  /** Lanes that can run beside one another as this one did: the run took a share of 1 / lanes of the device. */
+  readonly lanes: number;
+}
+
+/** What the table knows of one size of run. */
+export interface StepTime {
+  readonly model: string;
+  readonly height: number;
+  readonly width: number;
+  readonly threads: number;
+  readonly rows: number;
+  readonly ms: number;
+}
+
+/** What is known of one shape on one kind of lane: milliseconds by rows. */
+interface Curve {
+  readonly model: string;
+  readonly height: number;
+  readonly width: number;
+  readonly threads: number;
+  readonly msByRows: Map<number, number>;
+}
 
 /**
- * Milliseconds that one row takes in a U-Net run, learned for each model and latent shape.
+ * How long U-Net runs take, learned for each model, latent shape, kind of lane and number of rows.
  *
- * The first run of a shape is left out: it allocates, and would be believed for a long time. Shapes not met yet are
- * taken in proportion to their area from the nearest that was.
+ * The first run of a size on a lane is left out: it allocates, and would be believed for a long time. Sizes not met yet
+ * are predicted from those that were, in this order of trust: other numbers of rows of the same shape (straight lines
+ * between what is known), other kinds of lane, other shapes (a row of twice the area counts as two rows).
  */
 export class StepTimes {
-  readonly #learned = new Map<string, { model: string; area: number; msPerRow: number | undefined }>();
+  readonly #curves = new Map<string, Curve>();
+  /** Sizes that have run in this process, by lane. */
+  readonly #met = new Set<string>();
+  /** Device milliseconds that a row took lately, by model and shape: see `msPerRow`. */
+  readonly #perRow = new Map<string, { model: string; area: number; ms: number }>();
 
-  observe(run: { model: string; shape: LatentShape; rows: number; ms: number }): void {
-    const area = run.shape.height * run.shape.width;
-    const key = `${run.model} ${run.shape.height}x${run.shape.width}`;
-    const known = this.#learned.get(key);
-    const msPerRow = run.ms / run.rows;
-    if (known === undefined) this.#learned.set(key, { model: run.model, area, msPerRow: undefined });
-    else if (known.msPerRow === undefined) known.msPerRow = msPerRow;
-    else known.msPerRow += NEWEST_SHARE * (msPerRow - known.msPerRow);
+  observe({ model, shape, rows, ms, threads, lane, lanes }: StepRun): void {
+    const size = `${model} ${lane} ${shape.height}x${shape.width} ${rows}`;
+    if (!this.#met.has(size)) {
+      this.#met.add(size);
+      return;
+    }
+    const curve = this.#curveOf(model, shape.height, shape.width, threads);
+    const known = curve.msByRows.get(rows);
+    curve.msByRows.set(rows, known === undefined ? ms : averaged(known, ms));
+
+    const msPerRow = ms / lanes / rows;
+    const area = shape.height * shape.width;
+    const key = `${model} ${shape.height}x${shape.width}`;
+    const before = this.#perRow.get(key);
+    this.#perRow.set(key, { model, area, ms: before === undefined ? msPerRow : averaged(before.ms, msPerRow) });
   }
 
-  /** Predicted milliseconds for one row; 0 before anything is known of the model. */
+  /** Predicted milliseconds of one run; 0 before anything is known of the model. */
+  runMs(model: string, shape: LatentShape, threads: number, rows: number): number {
+    const { height, width } = shape;
+    const same = this.#curves.get(curveKey(model, height, width, threads));
+    if (same !== undefined && same.msByRows.size > 0) return along(same.msByRows, rows);
+
+    let nearest: Curve | undefined;
+    let nearestBy = Infinity;
+    for (const curve of this.#curves.values()) {
+      if (curve.model !== model || curve.msByRows.size === 0) continue;
+      const otherThreads = threads === curve.threads ? 0 : 1;
+      const by = Math.abs(Math.log((height * width) / (curve.height * curve.width))) + otherThreads;
+      if (by < nearestBy) [nearest, nearestBy] = [curve, by];
+    }
+    if (nearest === undefined) return 0;
+    const likeRows = (rows * height * width) / (nearest.height * nearest.width);
+    const slower = threads > 0 && nearest.threads > 0 ? (nearest.threads / threads) ** THREADS_POWER : 1;
+    return slower * along(nearest.msByRows, likeRows);
+  }
+
+  /**
+   * Milliseconds of the whole device that one row took lately, batching and lanes side by side counted in: what a
+   * backlog is made of. 0 before anything is known of the model. Shapes not met yet are taken in proportion to their
+   * area from the nearest that was.
+   */
   msPerRow(model: string, shape: LatentShape): number {
     const area = shape.height * shape.width;
-    let nearest: { area: number; msPerRow: number } | undefined;
-    for (const { model: other, area: otherArea, msPerRow } of this.#learned.values()) {
-      if (other !== model || msPerRow === undefined) continue;
-      if (nearest === undefined || distance(otherArea, area) < distance(nearest.area, area)) {
-        nearest = { area: otherArea, msPerRow };
-      }
+    const same = this.#perRow.get(`${model} ${shape.height}x${shape.width}`);
+    if (same !== undefined) return same.ms;
+    let nearest: { area: number; ms: number } | undefined;
+    for (const other of this.#perRow.values()) {
+      if (other.model !== model) continue;
+      if (nearest === undefined || distance(other.area, area) < distance(nearest.area, area)) nearest = other;
     }
-    return nearest === undefined ? 0 : nearest.msPerRow * (area / nearest.area);
+    return nearest === undefined ? 0 : nearest.ms * (area / nearest.area);
   }
+
+  /** The whole table. */
+  toJSON(): readonly StepTime[] {
+    return [...this.#curves.values()].flatMap(({ model, height, width, threads, msByRows }) =>
+      [...msByRows].map(([rows, ms]) => ({ model, height, width, threads, rows, ms })),
+    );
+  }
+
+  /** A table with what another one knew; the first run of each size in this process is left out all the same. */
+  static fromJSON(known: readonly StepTime[]): StepTimes {
+    const times = new StepTimes();
+    for (const { model, height, width, threads, rows, ms } of known) {
+      times.#curveOf(model, height, width, threads).msByRows.set(rows, ms);
+      // Until it runs: the best that one run alone could do.
+      const key = `${model} ${height}x${width}`;
+      const before = times.#perRow.get(key)?.ms ?? Infinity;
+      times.#perRow.set(key, { model, area: height * width, ms: Math.min(before, ms / rows) });
+    }
+    return times;
+  }
+
+  #curveOf(model: string, height: number, width: number, threads: number): Curve {
+    const key = curveKey(model, height, width, threads);
+    const known = this.#curves.get(key);
+    if (known !== undefined) return known;
+    const curve: Curve = { model, height, width, threads, msByRows: new Map() };
+    this.#curves.set(key, curve);
+    return curve;
+  }
+}
+
+/**
+ * Reads a curve at `rows`, which need not be whole: on the straight lines between its points, and on the last of them
+ * beyond the largest. Outside a single point, and below the least, part of the time is taken as fixed. More rows never
+ * take less time, whatever noise says.
+ */
+function along(msByRows: ReadonlyMap<number, number>, rows: number): number {
+  const exact = msByRows.get(rows);
+  if (exact !== undefined) return exact;
+  let below: readonly [number, number] | undefined;
+  let lower: readonly [number, number] | undefined; // the next below `below`
+  let above: readonly [number, number] | undefined;
+  for (const point of [...msByRows].toSorted(([a], [b]) => a - b)) {
+    if (point[0] > rows) {
+      above = point;
+      break;
+    }
+    [lower, below] = [below, point];
+  }
+  if (below === undefined) return affine(above!, rows);
+  if (above !== undefined) return Math.max(below[1], onLine(below, above, rows));
+  if (lower === undefined) return affine(below, rows);
+  return Math.max(below[1], onLine(lower, below, rows));
+}
+
+function onLine([x1, y1]: readonly [number, number], [x2, y2]: readonly [number, number], x: number): number {
+  return y1 + ((y2 - y1) * (x - x1)) / (x2 - x1);
+}
+
+function affine([rows, ms]: readonly [number, number], at: number): number {
+  return ms * (FIXED_SHARE + (1 - FIXED_SHARE) * (at / rows));
+}
+
+function averaged(known: number, newest: number): number {
+  return known + NEWEST_SHARE * (Math.min(newest, OUTLIER_MAX * known) - known);
+}
+
+function curveKey(model: string, height: number, width: number, threads: number): string {
+  return `${model} ${height}x${width} ${threads}`;
 }
 
 /** How far two areas are from each other, by ratio. */

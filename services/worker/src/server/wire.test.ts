@@ -1,12 +1,20 @@
+import { ManualClock } from "@atelier/core";
 import { SAMPLERS } from "@atelier/diffusion";
-import { type GenerateRequest, GenerateRequestSchema, ImageFormat, Sampler } from "@atelier/proto";
+import {
+  type GenerateRequest,
+  GenerateRequestSchema,
+  ImageFormat,
+  PriorityClass,
+  Sampler,
+  ServiceOrderSchema,
+} from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
 import { describe, expect, it } from "vitest";
 import { readGenerateRequest, wireSampler } from "./wire.ts";
 
 describe("readGenerateRequest", () => {
   it("gives every field of the message its own name", () => {
-    expect(readGenerateRequest(message({}))).toEqual({
+    expect(readGenerateRequest(message({}), new ManualClock(5000))).toEqual({
       id: "r1",
       model: "tiny",
       prompt: "a mug",
@@ -21,7 +29,15 @@ describe("readGenerateRequest", () => {
       numImages: 2,
       encoding: { format: "webp", quality: 80 },
       previewEverySteps: 3,
+      order: { priorityClass: "bulk", tenant: "shop", finishAtMs: 5_700 },
     });
+  });
+
+  it("takes a request that says nothing of its order as standard, of nobody, without a wish", () => {
+    const nothing = { priorityClass: "standard", tenant: "", finishAtMs: undefined };
+    expect(readGenerateRequest(message({ order: undefined })).order).toEqual(nothing);
+    const unspecified = create(ServiceOrderSchema, {});
+    expect(readGenerateRequest(message({ order: unspecified })).order).toEqual(nothing);
   });
 
   it("takes 0 as the default quality", () => {
@@ -40,6 +56,7 @@ describe("readGenerateRequest", () => {
     ["parameters", { parameters: undefined }],
     ["format", { format: ImageFormat.UNSPECIFIED }],
     ["format", { format: 99 as ImageFormat }],
+    ["order.priority_class", { order: create(ServiceOrderSchema, { priorityClass: 9 as PriorityClass }) }],
     ["resume_from", { resumeFrom: [{}] as unknown as GenerateRequest["resumeFrom"] }],
     ["checkpoint_every_steps", { checkpointEverySteps: 5 }],
   ])("refuses a message with a bad %s: %o", (field, change) => {
@@ -86,6 +103,7 @@ function message(change: Partial<GenerateRequest>): GenerateRequest {
     format: ImageFormat.WEBP,
     quality: 80,
     previewEverySteps: 3,
+    order: { priorityClass: PriorityClass.BULK, tenant: "shop", finishWithinMs: 700 },
     parameters: {
       model: "tiny",
       prompt: "a mug",

@@ -1,4 +1,4 @@
-import { ServingError, sha256 } from "@atelier/core";
+import { type Clock, ServingError, sha256, systemClock } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import {
   type GenerateRequest,
@@ -8,12 +8,14 @@ import {
   ImageFormat,
   ReceiptSchema,
   Sampler,
+  PriorityClass as WireClass,
   Stage as WireStage,
 } from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
 import type { GenerationEvent, GenerationOutcome, Stage } from "../pipeline.ts";
 import type { GenerationRequest, InitImage } from "../request.ts";
 import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
+import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "../stages/order/service-order.ts";
 
 const WIRE_SAMPLERS: Readonly<Record<SamplerName, Sampler>> = {
   dpmpp_2m: Sampler.DPMPP_2M,
@@ -37,16 +39,22 @@ const WIRE_STAGES: Readonly<Record<Stage, WireStage>> = {
   image_decode: WireStage.IMAGE_DECODE,
 };
 
+const WIRE_CLASSES: Readonly<Record<PriorityClass, WireClass>> = {
+  interactive: WireClass.INTERACTIVE,
+  standard: WireClass.STANDARD,
+  bulk: WireClass.BULK,
+};
+
 export function wireSampler(sampler: SamplerName): Sampler {
   return WIRE_SAMPLERS[sampler];
 }
 
 /**
- * The request as the pipeline knows it. Only the form is judged here; the pipeline judges the values.
+ * The request as the pipeline knows it, read now. Only the form is judged here; the pipeline judges the values.
  *
  * @throws ServingError INVALID_REQUEST naming the field.
  */
-export function readGenerateRequest(message: GenerateRequest): GenerationRequest {
+export function readGenerateRequest(message: GenerateRequest, clock: Clock = systemClock): GenerationRequest {
   const { parameters } = message;
   if (message.requestId === "") throw refused("request_id", "is empty; it names the request in logs and events");
   if (parameters === undefined) throw refused("parameters", "are missing");
@@ -72,6 +80,20 @@ export function readGenerateRequest(message: GenerateRequest): GenerationRequest
     },
     ...initImageOf(message, parameters),
     previewEverySteps: message.previewEverySteps,
+    order: serviceOrder(message, clock),
+  };
+}
+
+function serviceOrder({ order }: GenerateRequest, clock: Clock): ServiceOrder {
+  if (order === undefined) return DEFAULT_ORDER;
+  const { priorityClass, tenant, finishWithinMs } = order;
+  return {
+    priorityClass:
+      priorityClass === WireClass.UNSPECIFIED
+        ? DEFAULT_ORDER.priorityClass
+        : named("order.priority_class", WIRE_CLASSES, priorityClass),
+    tenant,
+    finishAtMs: finishWithinMs === 0 ? undefined : clock.nowMs() + finishWithinMs,
   };
 }
 
@@ -140,7 +162,7 @@ export function wireCompleted(
   outcome: GenerationOutcome,
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
-  const { modelDigest, hiresFix, promptChunks, embeddingsCached, batchDifference, times } = outcome;
+  const { modelDigest, hiresFix, promptChunks, embeddingsCached, batchDifference, preemptions, times } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -152,6 +174,7 @@ export function wireCompleted(
     promptChunks,
     batchDifference,
     embeddingsCached,
+    preemptions,
   });
   return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
 }

@@ -145,7 +145,7 @@ export class WorkerServer {
     let outcome = "ok";
     try {
       const pipeline = this.#admitting();
-      const request = readGenerateRequest(call.request);
+      const request = readGenerateRequest(call.request, this.#clock);
       const made = await pipeline.generate(request, {
         signal: gone.signal,
         deadline,

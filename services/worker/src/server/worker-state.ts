@@ -29,7 +29,11 @@ export function describeWorker(
     models: [...(pipeline?.models.values() ?? [])].map((model) =>
       describeModel(model, state?.stepMs.get(model.bundle.id) ?? 0),
     ),
-    backlogInteractiveMs: state?.backlogMs ?? 0,
+    backlogInteractiveMs: state?.backlogMs.interactive ?? 0,
+    backlogStandardMs: state?.backlogMs.standard ?? 0,
+    backlogBulkMs: state?.backlogMs.bulk ?? 0,
+    denoiseBusyRatio: state?.denoiseBusyRatio ?? 0,
+    stepTimes: [...(state?.stepTimes ?? [])],
     requestsInFlight: state?.requestsInFlight ?? 0,
     requestsFree: draining ? 0 : (state?.requestsFree ?? 0),
     memoryUsedBytes: BigInt(process.memoryUsage.rss()),

@@ -12,6 +12,7 @@ import {
 } from "@atelier/diffusion";
 import type { StepJob, UnetRow } from "./denoise.ts";
 import type { LatentDistribution } from "./image-encode.ts";
+import { DEFAULT_ORDER, type ServiceOrder } from "./order/service-order.ts";
 import { timeIds } from "./time-ids.ts";
 
 /** Text embeddings of one request, shared by its images. */
@@ -54,6 +55,8 @@ export interface DenoiseJobOptions {
   readonly deadline: Deadline;
   /** Offer a preview after every this many steps; 0 or absent: never. */
   readonly previewEverySteps?: number;
+  /** Standard, of nobody in particular, where it is left out. */
+  readonly order?: ServiceOrder;
 }
 
 /** A clean latent as the sampler sees it coming. */
@@ -72,6 +75,9 @@ export class DenoiseJob implements StepJob {
   readonly id: string;
   readonly model: string;
   readonly sequenceLength: number;
+  readonly extraInputs: string;
+  readonly rowCount: number;
+  readonly order: ServiceOrder;
   readonly #options: DenoiseJobOptions;
   readonly #generator: TorchGenerator;
   #phase: 0 | 1 = 0;
@@ -81,11 +87,15 @@ export class DenoiseJob implements StepJob {
   #history: SamplerHistory = EMPTY_HISTORY;
   #cancelled = false;
   #prediction: Prediction | undefined;
+  #preemptions = 0;
 
   constructor(options: DenoiseJobOptions) {
     this.id = options.id;
     this.model = options.model;
     this.sequenceLength = options.conditioning.sequenceLength;
+    this.rowCount = options.conditioning.negative === undefined ? 1 : 2;
+    this.extraInputs = describeExtras(options.conditioning);
+    this.order = options.order ?? DEFAULT_ORDER;
     this.#options = options;
     this.#generator = new TorchGenerator(options.seed);
     const { plan, shape, start } = options;
@@ -107,6 +117,18 @@ export class DenoiseJob implements StepJob {
   /** Steps made, both phases together. */
   get stepsDone(): number {
     return this.#stepsDone;
+  }
+
+  /** How often it gave way to more urgent work. */
+  get preemptions(): number {
+    return this.#preemptions;
+  }
+
+  get passesLeft(): readonly { readonly shape: LatentShape; readonly steps: number }[] {
+    const { plan, refine } = this.#options;
+    const here = { shape: this.shape, steps: plan.stepCount - this.#stepIndex };
+    if (this.#phase === 1 || refine === undefined) return [here];
+    return [here, { shape: refine.shape, steps: plan.stepCount - refine.firstStep }];
   }
 
   get done(): boolean {
@@ -131,6 +153,10 @@ export class DenoiseJob implements StepJob {
   get preview(): Prediction | undefined {
     const { previewEverySteps: every = 0 } = this.#options;
     return every > 0 && this.#stepsDone % every === 0 ? this.#prediction : undefined;
+  }
+
+  preempted(): void {
+    this.#preemptions += 1;
   }
 
   /** The finished latent, in VAE units. */
@@ -200,6 +226,11 @@ function sampleOf({ mean, std }: LatentDistribution, noise: () => Float32Array):
   if (std === undefined) return mean;
   const drawn = noise();
   return mean.map((value, i) => value + std[i]! * drawn[i]!);
+}
+
+/** Rows of one batch take inputs of the same names and lengths. */
+function describeExtras({ pooled }: Conditioning): string {
+  return pooled === undefined ? "" : `text_embeds ${pooled.prompt.length} time_ids`;
 }
 
 /** NaN and the infinities make a sum that is not finite; opposite infinities make NaN. */

@@ -1,8 +1,8 @@
-import { Deadline, systemClock } from "@atelier/core";
+import { Deadline, preciseClock, type ServingError, systemClock } from "@atelier/core";
 import type { LatentShape, SchedulerConfig } from "@atelier/diffusion";
-import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, openDevice, type UnetLanes } from "../device/device.ts";
 import { type PlanKey, Plans } from "../plans.ts";
-import { type DenoiseLimits, DenoiseStage, type Unet } from "../stages/denoise.ts";
+import { type DenoiseLimits, DenoiseStage, type StepRun } from "../stages/denoise.ts";
 import {
   type Conditioning,
   DenoiseJob,
@@ -10,12 +10,18 @@ import {
   type RefinePhase,
   type StartImage,
 } from "../stages/denoise-job.ts";
+import type { PriorityClass, ServiceOrder } from "../stages/order/service-order.ts";
+import { type LaneCounts, StepScheduler } from "../stages/order/step-scheduler.ts";
+import { type StepTime, StepTimes } from "../step-times.ts";
+import { type Failure, failureOf } from "./messages.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
 export interface DenoiseData {
   readonly device: DeviceSpec;
-  readonly limits: DenoiseLimits;
+  readonly limits: DenoiseLimits & { readonly stepBatchMax: number; readonly ageingMs: number };
+  /** What was learned in earlier runs. */
+  readonly stepTimes: readonly StepTime[];
 }
 
 export interface DenoiseFiles extends NetworkFiles {
@@ -34,6 +40,7 @@ export interface DenoiseWork {
   readonly seed: bigint;
   readonly deadlineAtMs: number;
   readonly previewEverySteps: number;
+  readonly order: ServiceOrder;
 }
 
 export interface DenoiseResult {
@@ -42,40 +49,78 @@ export interface DenoiseResult {
   readonly startedAtMs: number;
   /** As `UnetLanes` tells it. */
   readonly batchDifference: number;
+  /** How often it gave way to more urgent work. */
+  readonly preemptions: number;
 }
 
 /** Image decode has taken this many finished latents. */
 export type DenoiseCommand = { readonly taken: number };
 
+export type DenoiseReport = RunReport | LanesFailed;
+
 /** One U-Net run. */
-export interface DenoiseReport {
+export interface RunReport {
+  readonly type: "ran";
   readonly model: string;
   readonly shape: LatentShape;
   readonly rows: number;
+  readonly startedAtMs: number;
   readonly ms: number;
+  /** CPU threads of the lane; 0 on a device that has one lane. */
+  readonly threads: number;
+  readonly lane: string;
+  /** Lanes that can run beside one another as this one did. */
+  readonly lanes: number;
+  readonly priorityClass: PriorityClass;
+  /** The device had no room for it: nobody made a step. */
+  readonly refused: boolean;
+  /** Images that make no step right now. */
   readonly waiting: number;
+  /** Images that have had to give way since the last report. */
+  readonly preempted: number;
   readonly steps: readonly { readonly id: string; readonly stepsDone: number; readonly preview?: Prediction }[];
+}
+
+/** Lanes that were to be opened beside those that run, and could not be. */
+export interface LanesFailed {
+  readonly type: "lanes-failed";
+  readonly model: string;
+  readonly failure: Failure;
 }
 
 await hostStage(openDenoise);
 
 function openDenoise(
-  { device, limits }: DenoiseData,
+  { device, limits, stepTimes }: DenoiseData,
   reply: Reply<DenoiseResult, DenoiseReport>,
 ): HostedStage<DenoiseWork, DenoiseCommand, DenoiseFiles> {
   const opener = openDevice(device);
   const models = new ModelNetworks(async ({ scheduler, ...files }: DenoiseFiles) => {
-    const unet = await opener.openUnet(files);
+    const lanes = await opener.openUnet(files);
     return {
-      unet,
+      lanes,
       plans: new Plans(scheduler),
-      weightsBytes: unet.weightsBytes,
-      release: () => unet.release(),
+      // Narrow lanes open later.
+      get weightsBytes() {
+        return lanes.weightsBytes;
+      },
+      release: () => lanes.release(),
     };
   });
+  const lanesOf = (model: string): UnetLanes => models.get(model).lanes;
   const jobs = new Map<string, { job: DenoiseJob; startedAtMs: number | undefined }>();
-  const unet: Unet = { predictNoise: (batch) => models.get(batch.model).unet.wide.predictNoise(batch) };
-  const stage = new DenoiseStage<DenoiseJob>(unet, limits);
+  const times = StepTimes.fromJSON(stepTimes);
+  const scheduler = new StepScheduler<DenoiseJob>({ ...limits, times, lanesOf: (model) => countLanes(lanesOf(model)) });
+  const stage = new DenoiseStage<DenoiseJob>({
+    lanesOf,
+    scheduler,
+    clock: preciseClock,
+    limits,
+    onLanesFailed: (model: string, error: ServingError) =>
+      reply.report({ type: "lanes-failed", model, failure: failureOf(error) }),
+  });
+
+  let unreported = 0; // images that had to give way, since the last report
 
   return {
     openModel: (files) => models.open(files),
@@ -89,6 +134,7 @@ function openDenoise(
     },
     cancel(id) {
       jobs.get(id)?.job.cancel();
+      stage.look();
     },
     command({ taken }) {
       stage.taken(taken);
@@ -97,28 +143,19 @@ function openDenoise(
       return stage.busy;
     },
     async step() {
-      const startedAtMs = systemClock.nowMs();
-      const started = performance.now();
-      const { stepped, finished, failed, batch } = await stage.step();
-      const ms = performance.now() - started;
-      for (const { id, stepsDone } of stepped) if (stepsDone === 1) jobs.get(id)!.startedAtMs = startedAtMs;
-      if (batch !== undefined) {
-        const steps = stepped.map(({ id, stepsDone, preview }) => ({ id, stepsDone, ...(preview && { preview }) }));
-        reply.report({
-          model: batch.model,
-          shape: batch.shape,
-          rows: batch.rows.length,
-          ms,
-          waiting: stage.waiting,
-          steps,
-        });
+      const { runs, finished, failed, preempted } = await stage.step();
+      unreported += preempted;
+      for (const run of runs) {
+        const report = reportOf(run, { waiting: stage.waiting, preempted: unreported });
+        unreported = 0;
+        for (const { id } of run.stepped) jobs.get(id)!.startedAtMs ??= run.batch.startedAtMs;
+        if (!run.refused) times.observe(report);
+        reply.report(report);
       }
-      for (const { id, model, latent } of finished) {
-        const result = {
-          latent: latent as Float32Array<ArrayBuffer>,
-          startedAtMs: jobs.get(id)!.startedAtMs!,
-          batchDifference: models.get(model).unet.batchDifference ?? 0,
-        };
+      for (const { id, model, latent, preemptions } of finished) {
+        const startedAtMs = jobs.get(id)!.startedAtMs!;
+        const batchDifference = lanesOf(model).batchDifference ?? 0;
+        const result = { latent: latent as Float32Array<ArrayBuffer>, startedAtMs, batchDifference, preemptions };
         jobs.delete(id);
         reply.done(id, result, [result.latent.buffer]);
       }
@@ -127,6 +164,36 @@ function openDenoise(
         reply.failed(job.id, error);
       }
     },
-    release: () => models.closeAll(),
+    async release() {
+      await stage.quiet();
+      await models.closeAll();
+    },
+  };
+}
+
+function countLanes({ wide, narrow, narrowMax }: UnetLanes): LaneCounts {
+  const wideThreads = narrowMax === 0 ? 0 : wide.threads;
+  return { wideThreads, narrowThreads: narrow[0]?.threads ?? 1, narrow: narrow.length, narrowMax };
+}
+
+function reportOf(
+  { batch, endedAtMs, stepped, refused }: StepRun<DenoiseJob>,
+  more: { readonly waiting: number; readonly preempted: number },
+): RunReport {
+  const { model, shape, rowCount, startedAtMs, threads, slot, lanes, priorityClass } = batch;
+  return {
+    type: "ran",
+    model,
+    shape,
+    rows: rowCount,
+    startedAtMs,
+    ms: endedAtMs - startedAtMs,
+    threads,
+    lane: String(slot),
+    lanes,
+    priorityClass,
+    refused,
+    ...more,
+    steps: stepped.map(({ id, stepsDone, preview }) => ({ id, stepsDone, ...(preview && { preview }) })),
   };
 }

@@ -19,7 +19,8 @@ describe("the threads of the stages", () => {
     [first, second] = [...models.values()] as [Model, Model];
     threads = await openStageThreads({
       device: { kind: "onnx", provider: "cpu", threads: 1 },
-      limits: { queueMax: 4, stepBatchMax: 2, numImagesMax: 2 },
+      limits: { queueMax: 4, stepBatchMax: 2, ageingMs: 2000, numImagesMax: 2 },
+      stepTimes: [],
       onReport: () => {},
       onFatal: (error) => {
         throw error;

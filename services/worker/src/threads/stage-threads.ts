@@ -2,6 +2,7 @@ import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
 import type { Model } from "../models.ts";
 import type { LatentDistribution } from "../stages/image-encode.ts";
 import type { EncodedImage } from "../stages/image-file.ts";
+import type { StepTime } from "../step-times.ts";
 import type {
   DenoiseCommand,
   DenoiseData,
@@ -16,7 +17,7 @@ import type { OpenedNetwork } from "./model-networks.ts";
 import { StageThread } from "./stage-thread.ts";
 import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork } from "./text-encode.thread.ts";
 
-/** Finished latents that may wait for the VAE before denoising starts nothing new. A latent is small: a few hundred KB at most. */
+/** Finished latents that may wait for the VAE before denoising finishes no more of them. A latent is small: a few hundred KB at most. */
 const UNDECODED_MAX = 16;
 /** Chunks of 77 tokens in one run of a text encoder. */
 const CHUNKS_MAX = 16;
@@ -44,7 +45,14 @@ export type StageName = "textEncode" | "imageEncode" | "denoise" | "imageDecode"
 
 export interface StageThreadsOptions {
   readonly device: DeviceSpec;
-  readonly limits: { readonly queueMax: number; readonly stepBatchMax: number; readonly numImagesMax: number };
+  readonly limits: {
+    readonly queueMax: number;
+    readonly stepBatchMax: number;
+    readonly ageingMs: number;
+    readonly numImagesMax: number;
+  };
+  /** What was learned of U-Net runs in earlier runs. */
+  readonly stepTimes: readonly StepTime[];
   readonly onReport: (report: DenoiseReport) => void;
   readonly onFatal: (error: Error) => void;
 }
@@ -56,7 +64,7 @@ export interface StageThreadsOptions {
  */
 export async function openStageThreads(options: StageThreadsOptions): Promise<StageThreads> {
   const { device, onReport, onFatal } = options;
-  const { queueMax, stepBatchMax, numImagesMax } = options.limits;
+  const { queueMax, stepBatchMax, ageingMs, numImagesMax } = options.limits;
   const textData: TextEncodeData = {
     device,
     limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
@@ -64,12 +72,12 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
   const encodeData: ImageEncodeData = { device, limits: { waitingMax: queueMax } };
   const denoiseData: DenoiseData = {
     device,
-    limits: { waitingMax: queueMax * numImagesMax, stepBatchMax, undecodedMax: UNDECODED_MAX },
+    limits: { jobsMax: queueMax * numImagesMax, stepBatchMax, ageingMs, undecodedMax: UNDECODED_MAX },
+    stepTimes: options.stepTimes,
   };
   const decodeData: ImageDecodeData = {
     device,
-    // What denoising may leave undecoded, and the batch that was under way when it got there.
-    limits: { waitingMax: UNDECODED_MAX + stepBatchMax },
+    limits: { waitingMax: UNDECODED_MAX },
   };
 
   const [textEncode, imageEncode, denoise, imageDecode] = await Promise.allSettled([
