@@ -6,11 +6,23 @@ describe("readWorkerConfig", () => {
     expect(readWorkerConfig({ ATELIER_MODELS: "deploy/models/atelier-tiny, /models/sd15" })).toMatchObject({
       listen: { host: "127.0.0.1", port: 50051 },
       bundleDirs: ["deploy/models/atelier-tiny", "/models/sd15"],
-      provider: "cpu",
+      device: { kind: "onnx", provider: "cpu" },
       fallback: "none",
       queueMax: 64,
       drainMs: 30_000,
     });
+  });
+
+  it("simulates a GPU only where that is asked for by name", () => {
+    const device = (env: Record<string, string>) => readWorkerConfig({ ATELIER_MODELS: "m", ...env }).device;
+    expect(device({ ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_GPU: "h100" })).toEqual({
+      kind: "simulated",
+      gpu: "h100",
+    });
+    expect(() => device({ ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_GPU: "v100" })).toThrow(
+      /ATELIER_SIMULATED_GPU=v100: .*a10.*rtx4090/,
+    );
+    expect(() => device({ ATELIER_SIMULATED_GPU: "a10" })).toThrow(/a10: has no meaning with ATELIER_DEVICE=cpu/);
   });
 
   it("reads addresses of either family", () => {
@@ -32,7 +44,7 @@ describe("readWorkerConfig", () => {
     for (const complaint of [
       /ATELIER_MODELS=\(unset\): must name the model bundles/,
       /ATELIER_WORKER_LISTEN=50051: must be HOST:PORT/,
-      /ATELIER_DEVICE=gpu: .*cpu.*cuda.*tensorrt.*webgpu/,
+      /ATELIER_DEVICE=gpu: .*cpu.*cuda.*tensorrt.*webgpu.*simulated/,
       /ATELIER_THREADS=0/,
       /ATELIER_DRAIN_MS=soon/,
     ]) {

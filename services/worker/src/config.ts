@@ -2,7 +2,9 @@ import { availableParallelism, hostname } from "node:os";
 import { ConfigError, fromEnv, readConfig } from "@atelier/core";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
-import { PROVIDERS, type ProviderName } from "./device/onnx/providers.ts";
+import type { DeviceSpec } from "./device/device.ts";
+import { PROVIDERS } from "./device/onnx/providers.ts";
+import { SIMULATED_GPUS } from "./device/simulated/gpu-figures.ts";
 
 export interface WorkerConfig {
   readonly id: string;
@@ -10,10 +12,9 @@ export interface WorkerConfig {
   /** Where /metrics and /healthz are. */
   readonly metricsListen: Address;
   readonly bundleDirs: readonly string[];
-  readonly provider: ProviderName;
+  readonly device: DeviceSpec;
   /** What to do where the provider is not there: refuse to start, or use the CPU and say so. */
   readonly fallback: "none" | "cpu";
-  readonly threads: number;
   /** Requests in flight and waiting. */
   readonly queueMax: number;
   /** Images in one U-Net run. */
@@ -53,7 +54,8 @@ const schema = z.object({
     .string({ error: "must name the model bundles: folders, separated by commas" })
     .pipe(fromEnv.list())
     .refine((dirs) => dirs.length > 0, "names no folder"),
-  ATELIER_DEVICE: z.enum(PROVIDERS).default("cpu"),
+  ATELIER_DEVICE: z.enum([...PROVIDERS, "simulated"]).default("cpu"),
+  ATELIER_SIMULATED_GPU: z.enum(SIMULATED_GPUS).optional(),
   // Refusing is the default: a GPU machine that quietly serves from its CPU is 50 times slower and looks healthy.
   ATELIER_DEVICE_FALLBACK: z.enum(["none", "cpu"]).default("none"),
   ATELIER_THREADS: fromEnv.integer({ min: 1, max: 1024 }).optional(),
@@ -76,9 +78,8 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     listen: values.ATELIER_WORKER_LISTEN,
     metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,
     bundleDirs: values.ATELIER_MODELS,
-    provider: values.ATELIER_DEVICE,
+    device: deviceOf(values),
     fallback: values.ATELIER_DEVICE_FALLBACK,
-    threads: values.ATELIER_THREADS ?? availableParallelism(),
     queueMax: values.ATELIER_QUEUE_MAX,
     stepBatchMax: values.ATELIER_STEP_BATCH_MAX,
     ageingMs: values.ATELIER_AGEING_MS,
@@ -86,6 +87,14 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     drainMs: values.ATELIER_DRAIN_MS,
     logLevel: values.ATELIER_LOG_LEVEL,
   });
+}
+
+/** @throws ConfigError where a GPU is named that nothing simulates: a real device must not be taken for it. */
+function deviceOf(values: z.output<typeof schema>): DeviceSpec {
+  const { ATELIER_DEVICE: provider, ATELIER_SIMULATED_GPU: gpu } = values;
+  if (provider === "simulated") return { kind: "simulated", gpu: gpu ?? "a10" };
+  if (gpu === undefined) return { kind: "onnx", provider, threads: values.ATELIER_THREADS ?? availableParallelism() };
+  throw new ConfigError(`ATELIER_SIMULATED_GPU=${gpu}: has no meaning with ATELIER_DEVICE=${provider}`);
 }
 
 /** An address as URLs and gRPC targets write it. */

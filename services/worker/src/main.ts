@@ -2,7 +2,8 @@ import { toServingError } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { createLogger } from "@atelier/telemetry";
 import { readWorkerConfig } from "./config.ts";
-import { chooseProvider } from "./device/choose-provider.ts";
+import { chooseDevice } from "./device/choose-device.ts";
+import { deviceName } from "./device/device.ts";
 import { WorkerMetrics } from "./metrics.ts";
 import { serveMetrics } from "./metrics-server.ts";
 import { createPipeline } from "./pipeline.ts";
@@ -19,17 +20,17 @@ async function main(): Promise<void> {
   const logger = createLogger("worker", config.logLevel, { workerId: config.id });
   const stopping = untilAskedToStop();
 
-  const provider = await chooseProvider(config, logger);
-  const identity = { id: config.id, device: provider, simulated: false };
+  const device = await chooseDevice(config, logger);
+  const identity = { id: config.id, device: deviceName(device), simulated: device.kind === "simulated" };
   const metrics = new WorkerMetrics();
   const server = await serveWorker({ listen: config.listen, identity, metrics, logger });
   const metricsServer = await serveMetrics(config.metricsListen, metrics.registry, () => server.serving);
   tellParent({ type: "listening", address: server.address, metricsAddress: metricsServer.address });
-  logger.info({ address: server.address, metrics: metricsServer.address, provider }, "listening");
+  logger.info({ address: server.address, metrics: metricsServer.address, device: identity.device }, "listening");
 
   const pipeline = await createPipeline({
     bundleDirs: config.bundleDirs,
-    device: { kind: "onnx", provider, threads: config.threads },
+    device,
     limits: config,
     observer: metrics,
     stateDir: config.stateDir,
@@ -40,7 +41,7 @@ async function main(): Promise<void> {
   await pipeline.warmUp();
   server.open(pipeline);
   tellParent({ type: "ready" });
-  logger.info({ models: [...pipeline.models.keys()], threads: config.threads }, "ready");
+  logger.info({ models: [...pipeline.models.keys()], device }, "ready");
 
   const reason = await stopping;
   logger.info({ reason, drainMs: config.drainMs }, "draining");

@@ -1,11 +1,12 @@
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
-import type { DeviceSpec } from "./device/device.ts";
+import { type DeviceSpec, deviceName } from "./device/device.ts";
+import { markImage } from "./device/simulated/mark.ts";
 import { allOf, type Model, readModels } from "./models.ts";
 import { type HiresFix, type Phases, planPhases } from "./phases.ts";
 import { checkRequest, type GenerationRequest } from "./request.ts";
-import type { Conditioning, StartImage } from "./stages/denoise-job.ts";
+import type { Conditioning, Prediction, StartImage } from "./stages/denoise-job.ts";
 import { type EncodedImage, QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
 import { readInitImage } from "./stages/init-image.ts";
 import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "./stages/order/service-order.ts";
@@ -115,7 +116,7 @@ export async function createPipeline(options: PipelineOptions): Promise<Pipeline
   const timesFile =
     options.stateDir === undefined
       ? undefined
-      : new StepTimesFile({ dir: options.stateDir, device: deviceName(options.device), clock: systemClock, onProblem });
+      : new StepTimesFile({ dir: options.stateDir, device: timesKey(options.device), clock: systemClock, onProblem });
   const known = (await timesFile?.load(digests(models))) ?? [];
   const times = StepTimes.fromJSON(known);
   const backlog = new Backlog(times);
@@ -144,6 +145,7 @@ export class Pipeline {
   readonly #threads: StageThreads;
   readonly #times: StepTimes;
   readonly #timesFile: StepTimesFile | undefined;
+  readonly #device: DeviceSpec;
   readonly #busy = new BusyRatio(BUSY_WINDOW_MS);
   readonly #onProblem: (error: ServingError) => void;
   readonly #backlog: Backlog;
@@ -156,7 +158,7 @@ export class Pipeline {
   #reading = 0; // requests whose picture is being read
 
   constructor(
-    { limits, observer, onProblem = () => {}, clock = systemClock }: PipelineOptions,
+    { device, limits, observer, onProblem = () => {}, clock = systemClock }: PipelineOptions,
     parts: {
       models: ReadonlyMap<string, Model>;
       threads: StageThreads;
@@ -169,6 +171,7 @@ export class Pipeline {
     this.#threads = parts.threads;
     this.#times = parts.times;
     this.#timesFile = parts.timesFile;
+    this.#device = device;
     this.#onProblem = onProblem;
     this.#backlog = parts.backlog;
     this.#limits = limits;
@@ -285,10 +288,16 @@ export class Pipeline {
         stage: "denoise",
         imageIndex,
         stepsDone: running.totalStepsDone,
-        ...(preview && { preview: encodePreview(drawPreview(preview.x0, preview.shape, running.previewMap!)) }),
+        ...(preview && { preview: this.#drawPreview(preview, running.previewMap!) }),
       });
     }
     this.#changed();
+  }
+
+  #drawPreview({ x0, shape }: Prediction, map: PreviewMap): Uint8Array {
+    const image = drawPreview(x0, shape, map);
+    if (this.#device.kind === "simulated") markImage(image, this.#device.gpu);
+    return encodePreview(image);
   }
 
   #plan(request: GenerationRequest): { model: Model; phases: Phases } {
@@ -560,8 +569,8 @@ class Running {
 }
 
 /** Times learned on one device say nothing of another. */
-function deviceName({ provider, threads }: DeviceSpec): string {
-  return `${provider} ${threads}`;
+function timesKey(device: DeviceSpec): string {
+  return device.kind === "onnx" ? `${deviceName(device)} ${device.threads}` : deviceName(device);
 }
 
 function digests(models: ReadonlyMap<string, Model>): ReadonlyMap<string, string> {

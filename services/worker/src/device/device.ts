@@ -4,9 +4,11 @@ import type { VaeEncoder } from "../stages/image-encode.ts";
 import type { TextEncoder } from "../stages/text-encode.ts";
 import { openOnnxDevice } from "./onnx/onnx-device.ts";
 import type { ProviderName } from "./onnx/providers.ts";
+import type { SimulatedGpu } from "./simulated/gpu-figures.ts";
+import { openSimulatedDevice } from "./simulated/simulated-device.ts";
 
 /** What a stage's thread is told of the device: plain data, so that it crosses threads. */
-export type DeviceSpec = OnnxDeviceSpec;
+export type DeviceSpec = OnnxDeviceSpec | SimulatedDeviceSpec;
 
 export interface OnnxDeviceSpec {
   readonly kind: "onnx";
@@ -15,9 +17,23 @@ export interface OnnxDeviceSpec {
   readonly threads: number;
 }
 
+/** A GPU that is not there: real stages, real timing, no arithmetic. */
+export interface SimulatedDeviceSpec {
+  readonly kind: "simulated";
+  readonly gpu: SimulatedGpu;
+}
+
+/** As receipts, the fleet and moved states name it: "cpu", "cuda", "simulated:a10". */
+export function deviceName(spec: DeviceSpec): string {
+  return spec.kind === "simulated" ? `simulated:${spec.gpu}` : spec.provider;
+}
+
 /** Where a bundle's networks lie, as absolute paths. */
 export interface NetworkFiles {
   readonly model: string;
+  /** As the manifest names it. */
+  readonly family: string;
+  readonly latentChannels: number;
   /** One, or SDXL's two. */
   readonly textEncoders: readonly TextEncoderFiles[];
   readonly unetPath: string;
@@ -88,5 +104,5 @@ export interface Device {
 }
 
 export function openDevice(spec: DeviceSpec): Device {
-  return openOnnxDevice(spec);
+  return spec.kind === "simulated" ? openSimulatedDevice(spec) : openOnnxDevice(spec);
 }

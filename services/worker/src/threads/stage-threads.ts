@@ -171,6 +171,14 @@ function reasonsOf(outcomes: readonly PromiseSettledResult<unknown>[]): unknown[
 }
 
 function networkFiles(bundle: Model["bundle"]): NetworkFiles {
-  const { id, textEncoders, unetPath, vaeDecoderPath, vaeEncoderPath } = bundle;
-  return { model: id, textEncoders, unetPath, vaeDecoderPath, ...(vaeEncoderPath && { vaeEncoderPath }) };
+  const { id, manifest, latentChannels, textEncoders, unetPath, vaeDecoderPath, vaeEncoderPath } = bundle;
+  return {
+    model: id,
+    family: manifest.family,
+    latentChannels,
+    textEncoders,
+    unetPath,
+    vaeDecoderPath,
+    ...(vaeEncoderPath && { vaeEncoderPath }),
+  };
 }

@@ -1,11 +1,11 @@
 /// <reference lib="esnext.float16" />
 import { once } from "node:events";
-import { readdir, stat } from "node:fs/promises";
-import { basename, dirname, extname, join } from "node:path";
+import { basename, dirname } from "node:path";
 import { Worker } from "node:worker_threads";
 import { invariant, ServingError } from "@atelier/core";
 import type { InferenceSession } from "onnxruntime-node";
 import type { Releasable } from "../device.ts";
+import { weightsBytes } from "../weights-bytes.ts";
 import type { FromNetwork, NetworkData, SharedTensor, TensorSpec, TensorType, ToNetwork } from "./network-messages.ts";
 import { type SessionOptions, sessionOptions } from "./session-options.ts";
 
@@ -56,7 +56,7 @@ export class NetworkSession implements Releasable {
     const thread = new Thread({ path, options: sessionOptions(options), timestepPerRow });
     const answer = await thread.answer();
     if (answer.type === "opened")
-      return new NetworkSession(thread, { path, weightsBytes: await bytesOf(path) }, answer);
+      return new NetworkSession(thread, { path, weightsBytes: await weightsBytes(path) }, answer);
     invariant(answer.type === "not-opened", "a network's thread says first whether it opened");
     await thread.ended;
     throw invalidGraph(path, answer.message.split("\n")[0] ?? "unreadable");
@@ -197,12 +197,4 @@ export function invalidGraph(path: string, complaint: string): ServingError {
 function runFailure(message: string): ServingError {
   const outOfMemory = /out of memory|failed to allocate|bad_alloc|BFCArena/i.test(message);
   return new ServingError(outOfMemory ? "OUT_OF_MEMORY" : "INTERNAL", `onnxruntime: ${message}`);
-}
-
-/** A graph and the files beside it that may hold its weights. */
-async function bytesOf(path: string): Promise<number> {
-  const folder = dirname(path);
-  const files = (await readdir(folder)).filter((name) => extname(name) !== ".json");
-  const sizes = await Promise.all(files.map(async (name) => (await stat(join(folder, name))).size));
-  return sizes.reduce((sum, size) => sum + size, 0);
 }

@@ -272,7 +272,7 @@ function unetInputs(floats: "float32" | "float16", timestep: Omit<TensorSpec, "n
 }
 
 function batch(rows: readonly UnetRow[]) {
-  return { model: "m", shape: SHAPE, sequenceLength: SEQUENCE, rows };
+  return { model: "m", family: "sd", latentChannels: 4, shape: SHAPE, sequenceLength: SEQUENCE, rows };
 }
 
 function row(sample: number, timestep: number, text: number): UnetRow {
@@ -298,6 +298,7 @@ async function write(name: string, model: Parameters<typeof onnxModel>[0]): Prom
   return path;
 }
 
-function files(paths: Partial<NetworkFiles>): NetworkFiles {
-  return { model: "m", unetPath: "", vaeDecoderPath: "", textEncoders: [], ...paths };
+function files(paths: Partial<Pick<NetworkFiles, "unetPath" | "vaeDecoderPath" | "vaeEncoderPath">>): NetworkFiles {
+  const nothing = { family: "sd", latentChannels: 4, textEncoders: [], unetPath: "", vaeDecoderPath: "" };
+  return { model: "m", ...nothing, ...paths };
 }

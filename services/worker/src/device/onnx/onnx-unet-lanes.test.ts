@@ -8,6 +8,8 @@ import { openDevice, type UnetLane } from "../device.ts";
 
 const FILES = {
   model: "atelier-tiny",
+  family: "sd",
+  latentChannels: 4,
   textEncoders: [],
   unetPath: join(TEST_BUNDLE, "unet/model.onnx"),
   vaeDecoderPath: join(TEST_BUNDLE, "vae_decoder/model.onnx"),

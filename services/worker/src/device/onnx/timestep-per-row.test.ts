@@ -74,7 +74,7 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 function open(unetPath: string) {
-  const files = { model: "m", textEncoders: [], vaeDecoderPath: "", unetPath };
+  const files = { model: "m", family: "sd", latentChannels: 4, textEncoders: [], vaeDecoderPath: "", unetPath };
   return openDevice({ kind: "onnx", provider: "cpu", threads: 2 }).openUnet(files);
 }
 
