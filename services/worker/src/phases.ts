@@ -72,6 +72,17 @@ export function planPhases(
   };
 }
 
+/** Steps of the whole image that are made where its pass of this phase stands at `stepIndex` of the plan. */
+export function stepsDoneAt(
+  { phase, stepIndex }: { readonly phase: 0 | 1; readonly stepIndex: number },
+  { firstStep, refine }: Pick<Phases, "firstStep" | "refine">,
+  { stepCount }: Pick<SamplerPlan, "stepCount">,
+): number {
+  return phase === 0 || refine === undefined
+    ? stepIndex - firstStep
+    : stepCount - firstStep + stepIndex - refine.firstStep;
+}
+
 /** `size` brought down to the native pixel count: same aspect, up to the multiple; neither side below the least. */
 function nativeSizeFor(
   { width, height }: Size,

@@ -1,12 +1,14 @@
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
+import { checkMovedImage } from "./denoise-state/check-moved-image.ts";
+import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import { type DeviceSpec, deviceName } from "./device/device.ts";
 import { markImage } from "./device/simulated/mark.ts";
 import { allOf, type Model, readModels } from "./models.ts";
-import { type HiresFix, type Phases, planPhases } from "./phases.ts";
+import { type HiresFix, type Phases, planPhases, stepsDoneAt } from "./phases.ts";
 import { checkRequest, type GenerationRequest } from "./request.ts";
-import type { Conditioning, Prediction, StartImage } from "./stages/denoise-job.ts";
+import type { Conditioning, JobSnapshot, Prediction, StartImage } from "./stages/denoise-job.ts";
 import { type EncodedImage, QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
 import { readInitImage } from "./stages/init-image.ts";
 import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "./stages/order/service-order.ts";
@@ -15,7 +17,7 @@ import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { type StepTime, StepTimes } from "./step-times.ts";
 import { StepTimesFile } from "./step-times-file.ts";
 import type { DenoiseReport, RunReport } from "./threads/denoise.thread.ts";
-import { errorOf } from "./threads/messages.ts";
+import { errorOf, failureOf } from "./threads/messages.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
 
 export interface PipelineOptions {
@@ -70,6 +72,8 @@ export type GenerationEvent =
       /** A PNG of the image so far, where one was wanted with this step. */
       readonly preview?: Uint8Array;
     }
+  /** An image as it stands: to be kept in case this worker is lost, or, before DRAINING, to be finished elsewhere. */
+  | { readonly type: "checkpoint"; readonly imageIndex: number; readonly image: MovedImage }
   | { readonly type: "image"; readonly imageIndex: number; readonly seed: bigint; readonly image: EncodedImage };
 
 export interface GenerationOutcome {
@@ -83,6 +87,8 @@ export interface GenerationOutcome {
   /** How often the images gave way to more urgent work, together. */
   readonly preemptions: number;
   readonly times: GenerationTimes;
+  /** For each image that came from elsewhere: the step of the whole generation at which it went on here. */
+  readonly resumedAtSteps: readonly number[];
 }
 
 /** Wall milliseconds from stage to stage; `queueMs` is how much of them passed in waiting for the first two stages. */
@@ -153,6 +159,7 @@ export class Pipeline {
   readonly #observer: PipelineObserver | undefined;
   readonly #clock: Clock;
   readonly #stop = new AbortController();
+  #leaving: ServingError | undefined;
   readonly #inFlight = new Map<string, Running>();
   readonly #listeners = new Set<() => void>();
   #reading = 0; // requests whose picture is being read
@@ -255,6 +262,15 @@ export class Pipeline {
     }
   }
 
+  /**
+   * Takes every image that is not denoised yet out of the worker, for another to finish, and admits nothing from now
+   * on. Each request hears where its images stand and fails with `reason`; images that only want decoding get it.
+   */
+  handBack(reason: ServingError): void {
+    this.#leaving ??= reason;
+    this.#threads.denoise.tell({ leave: failureOf(reason) });
+  }
+
   /** Takes every request in flight back, with `reason`, and admits nothing from now on. */
   stop(reason: ServingError): void {
     this.#stop.abort(reason);
@@ -278,7 +294,7 @@ export class Pipeline {
     if (!report.refused) this.#times.observe(report);
     this.#timesFile?.saveSometimes(() => this.#times.toJSON(), digests(this.models));
     this.#observer?.ran(report);
-    for (const { id, stepsDone, preview } of report.steps) {
+    for (const { id, stepsDone, preview, checkpoint } of report.steps) {
       this.#backlog.progress(id, stepsDone);
       const { running, imageIndex } = parseJobId(id, this.#inFlight);
       if (running === undefined) continue;
@@ -290,6 +306,7 @@ export class Pipeline {
         stepsDone: running.totalStepsDone,
         ...(preview && { preview: this.#drawPreview(preview, running.previewMap!) }),
       });
+      if (checkpoint !== undefined) this.#tellCheckpoint(running, imageIndex, checkpoint);
     }
     this.#changed();
   }
@@ -314,7 +331,11 @@ export class Pipeline {
     const plan = model.plans.get(request);
     const { width, height, initImage } = request;
     const wish = { width, height, strength: initImage?.strength };
-    return { model, phases: planPhases(wish, model.bundle.manifest, plan, model.bundle.latentChannels) };
+    const phases = planPhases(wish, model.bundle.manifest, plan, model.bundle.latentChannels);
+    for (const image of request.resumeFrom?.values() ?? []) {
+      checkMovedImage(image, { modelDigest: model.bundle.digest, plan, phases });
+    }
+    return { model, phases };
   }
 
   /**
@@ -344,6 +365,7 @@ export class Pipeline {
 
   #admit(request: GenerationRequest, call: GenerationCall, parts: RunningParts): Running {
     if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
+    if (this.#leaving !== undefined) throw this.#leaving;
     if (this.#inFlight.has(request.id)) {
       throw new ServingError("INVALID_REQUEST", `request_id ${request.id}: a request of this id is in flight`, {
         field: "request_id",
@@ -352,7 +374,10 @@ export class Pipeline {
     this.#checkRoom();
     const running = new Running(request, call, parts);
     this.#inFlight.set(request.id, running);
-    for (const id of running.jobIds) this.#backlog.add(id, running.jobWork);
+    for (const [imageIndex, id] of running.jobIds.entries()) {
+      this.#backlog.add(id, running.jobWork);
+      this.#backlog.progress(id, running.stepsDone[imageIndex]!);
+    }
     this.#changed();
     const stepsTotal = parts.phases.steps * request.numImages;
     call.onEvent({ type: "accepted", backlogMs: this.#backlog.totalMs, stepsTotal });
@@ -378,17 +403,20 @@ export class Pipeline {
     const start = await this.#encodeInitImage(running, signal);
     const encodedAtMs = this.#clock.nowMs();
     this.#observer?.embedded(text.embeddings);
+    if (this.#leaving !== undefined) throw this.#leaving;
 
     const images = running.jobIds.map((_, imageIndex) =>
       this.#makeImage(running, imageIndex, { conditioning: text.conditioning, start }, signal).catch(
         (error: unknown) => {
-          failed.abort(error);
+          // What leaves says so by itself, and an image that is being decoded meanwhile is worth having.
+          if (error !== this.#leaving) failed.abort(error);
           throw error;
         },
       ),
     );
     const made = await Promise.allSettled(images);
     if (failed.signal.aborted) throw toServingError(failed.signal.reason);
+    if (this.#leaving !== undefined && made.some(({ status }) => status === "rejected")) throw this.#leaving;
     const done = made.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
 
     const startedAtMs = Math.min(...done.map((image) => image.startedAtMs));
@@ -411,6 +439,7 @@ export class Pipeline {
       embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
       preemptions: done.reduce((sum, image) => sum + image.preemptions, 0),
       times,
+      resumedAtSteps: running.resumedAtSteps,
     };
   }
 
@@ -438,7 +467,8 @@ export class Pipeline {
     const deadlineAtMs = call.deadline.atMs;
     const { sampler, steps, karras, guidanceScale } = request;
 
-    const { latent, startedAtMs, batchDifference, preemptions } = await this.#threads.denoise.run(
+    const from = request.resumeFrom?.get(imageIndex);
+    const denoised = await this.#threads.denoise.run(
       id,
       {
         model: request.model,
@@ -450,11 +480,18 @@ export class Pipeline {
         guidanceScale,
         seed,
         deadlineAtMs,
+        from: from && { snapshot: from.snapshot, stepsDone: running.stepsDone[imageIndex]! },
+        checkpointEverySteps: request.checkpointEverySteps ?? 0,
         previewEverySteps: request.previewEverySteps ?? 0,
         order: running.order,
       },
       { signal },
     );
+    if ("left" in denoised) {
+      this.#tellCheckpoint(running, imageIndex, denoised.left);
+      throw this.#leaving!;
+    }
+    const { latent, startedAtMs, batchDifference, preemptions } = denoised;
     const denoisedAtMs = this.#clock.nowMs();
     call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
 
@@ -479,6 +516,17 @@ export class Pipeline {
     }
   }
 
+  #tellCheckpoint({ call, model, phases }: Running, imageIndex: number, snapshot: JobSnapshot): void {
+    const { refine } = phases;
+    const image: MovedImage = {
+      modelDigest: model.bundle.digest,
+      shape: snapshot.phase === 1 && refine !== undefined ? refine.shape : phases.shape,
+      refine,
+      snapshot,
+    };
+    call.onEvent({ type: "checkpoint", imageIndex, image });
+  }
+
   #nativeMsPerRow({ id, manifest, latentChannels }: Model["bundle"]): number {
     const { width, height } = manifest.nativeSize;
     return this.#times.msPerRow(id, { channels: latentChannels, width: width / 8, height: height / 8 });
@@ -498,9 +546,10 @@ function checkPreview({ previewEverySteps = 0 }: GenerationRequest, { bundle }: 
 }
 
 /** @throws ServingError INVALID_REQUEST when images are to start from a picture and the model cannot see pictures. */
-function checkInitImage({ initImage }: GenerationRequest, { bundle }: Model): void {
+function checkInitImage({ initImage, resumeFrom, numImages }: GenerationRequest, { bundle }: Model): void {
   if (initImage === undefined) return;
   if (initImage.bytes === undefined) {
+    if (resumeFrom?.size === numImages) return; // what they began from is behind them
     throw new ServingError("INVALID_REQUEST", "init_image is missing", { field: "init_image" });
   }
   if (bundle.vaeEncoderPath !== undefined) return;
@@ -532,6 +581,7 @@ class Running {
   readonly previewMap: PreviewMap | undefined;
   /** By image. */
   readonly stepsDone: number[];
+  readonly resumedAtSteps: readonly number[];
 
   constructor(request: GenerationRequest, call: GenerationCall, { model, phases, picture }: RunningParts) {
     this.request = request;
@@ -541,7 +591,12 @@ class Running {
     this.picture = picture;
     this.previewMap = previewMapOf(model.bundle);
     this.jobIds = Array.from({ length: request.numImages }, (_, i) => `${request.id}#${i}`);
-    this.stepsDone = this.jobIds.map(() => 0);
+    const plan = model.plans.get(request);
+    this.stepsDone = this.jobIds.map((_, i) => {
+      const from = request.resumeFrom?.get(i);
+      return from === undefined ? 0 : stepsDoneAt(from.snapshot, phases, plan);
+    });
+    this.resumedAtSteps = [...(request.resumeFrom?.keys() ?? [])].map((i) => this.stepsDone[i]!);
   }
 
   /** At a scale of 1 and below guidance has nothing to add, and a step takes one row instead of two. */

@@ -1,6 +1,7 @@
 import { checkPromptText, ServingError } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import type { BundleManifest } from "./bundle/index.ts";
+import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import type { ImageEncoding } from "./stages/image-file.ts";
 import type { ServiceOrder } from "./stages/order/service-order.ts";
 
@@ -24,6 +25,10 @@ export interface GenerationRequest {
   readonly encoding: ImageEncoding;
   /** Image to image: what the images start from. */
   readonly initImage?: InitImage;
+  /** Images that go on from where another process left them, by their index; the others start from noise. */
+  readonly resumeFrom?: ReadonlyMap<number, MovedImage> | undefined;
+  /** A checkpoint after every this many steps of an image; 0 or absent: none. */
+  readonly checkpointEverySteps?: number;
   /** A preview with every this many steps of an image; 0 or absent: none. */
   readonly previewEverySteps?: number;
   /** Standard, of nobody in particular, where it is left out. */

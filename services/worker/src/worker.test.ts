@@ -5,7 +5,7 @@ import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { sha256 } from "@atelier/core";
-import { GenerateRequestSchema, ImageFormat, Stage, WorkerService } from "@atelier/proto";
+import { DenoiseStateSchema, GenerateRequestSchema, ImageFormat, Stage, WorkerService } from "@atelier/proto";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
 import sharp from "sharp";
@@ -154,7 +154,7 @@ describe("a worker process", () => {
       client.generate({ steps: 1_000_000 }),
       client.generate({ prompt: "(mug:99)" }),
       client.generate({ sampler: 0 }),
-      client.generate({}, { checkpointEverySteps: 2 }),
+      client.generate({}, { resumeFrom: [create(DenoiseStateSchema)] }),
       client.generate({ model: "unheard-of" }),
     ];
     const fields = await Promise.all(
@@ -165,7 +165,7 @@ describe("a worker process", () => {
         ),
       ),
     );
-    expect(fields).toEqual(["width", "steps", "prompt", "sampler", "checkpoint_every_steps", "model"]);
+    expect(fields).toEqual(["width", "steps", "prompt", "sampler", "resume_from", "model"]);
     await good.ended;
   });
 

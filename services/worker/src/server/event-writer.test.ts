@@ -4,15 +4,15 @@ import { EventWriter } from "./event-writer.ts";
 describe("EventWriter", () => {
   it("writes everything to a reader that keeps up", () => {
     const { writer, written } = slowStream({ room: 10 });
-    writer.writeNewest("step 1");
-    writer.writeNewest("step 2");
+    writer.writeNewest("step", "step 1");
+    writer.writeNewest("step", "step 2");
     writer.write("image");
     expect(written).toEqual(["step 1", "step 2", "image"]);
   });
 
   it("keeps only the newest for a reader that does not, until it does", () => {
     const { writer, written, drain } = slowStream({ room: 1 });
-    for (const step of [1, 2, 3, 4]) writer.writeNewest(`step ${step}`);
+    for (const step of [1, 2, 3, 4]) writer.writeNewest("step", `step ${step}`);
     expect(written).toEqual(["step 1"]);
     drain();
     expect(written).toEqual(["step 1", "step 4"]);
@@ -22,11 +22,31 @@ describe("EventWriter", () => {
 
   it("always writes what nothing replaces, and nothing older after it", () => {
     const { writer, written, drain } = slowStream({ room: 1 });
-    writer.writeNewest("step 1");
-    writer.writeNewest("step 2");
+    writer.writeNewest("step", "step 1");
+    writer.writeNewest("step", "step 2");
     writer.write("image");
     drain();
     expect(written).toEqual(["step 1", "image"]);
+  });
+
+  it("keeps the newest of each kind", () => {
+    const { writer, written, drain } = slowStream({ room: 1 });
+    writer.write("accepted");
+    for (const step of [1, 2]) {
+      writer.writeNewest("step", `step ${step}`);
+      writer.writeNewest("checkpoint 0", `checkpoint 0 at ${step}`);
+      writer.writeNewest("checkpoint 1", `checkpoint 1 at ${step}`);
+    }
+    drain();
+    expect(written).toEqual(["accepted", "step 2", "checkpoint 0 at 2", "checkpoint 1 at 2"]);
+  });
+
+  it("writes what waits when it is told that nothing newer will come", () => {
+    const { writer, written } = slowStream({ room: 1 });
+    writer.write("accepted");
+    writer.writeNewest("checkpoint", "checkpoint at 2");
+    writer.flush();
+    expect(written).toEqual(["accepted", "checkpoint at 2"]);
   });
 });
 

@@ -6,32 +6,37 @@ export interface Writable<Message> {
 }
 
 /**
- * Writes to a stream whose reader may be slow. Messages that a later one makes worthless wait in one place, where the
- * newest replaces the last; the others are always written.
+ * Writes to a stream whose reader may be slow. Messages that a later one of their kind makes worthless wait in one
+ * place for each kind, where the newest replaces the last; the others are always written.
  */
 export class EventWriter<Message> {
   readonly #stream: Writable<Message>;
+  readonly #newest = new Map<string, Message>();
   #blocked = false;
-  #newest: Message | undefined;
 
   constructor(stream: Writable<Message>) {
     this.#stream = stream;
     stream.on("drain", () => {
       this.#blocked = false;
-      const newest = this.#newest;
-      this.#newest = undefined;
-      if (newest !== undefined) this.write(newest);
+      this.flush();
     });
   }
 
+  /** What waits is dropped: it would arrive out of order. */
   write(message: Message): void {
-    this.#newest = undefined; // it would arrive out of order
+    this.#newest.clear();
     this.#blocked = !this.#stream.write(message);
   }
 
   /** For a message that the next of its kind replaces. */
-  writeNewest(message: Message): void {
-    if (this.#blocked) this.#newest = message;
-    else this.write(message);
+  writeNewest(kind: string, message: Message): void {
+    if (this.#blocked) this.#newest.set(kind, message);
+    else this.#blocked = !this.#stream.write(message);
+  }
+
+  /** Writes what waits, however slow the reader is: before an end that makes it worth having. */
+  flush(): void {
+    for (const message of this.#newest.values()) this.#blocked = !this.#stream.write(message);
+    this.#newest.clear();
   }
 }

@@ -1,6 +1,7 @@
 import { ManualClock } from "@atelier/core";
 import { SAMPLERS } from "@atelier/diffusion";
 import {
+  DenoiseStateSchema,
   type GenerateRequest,
   GenerateRequestSchema,
   ImageFormat,
@@ -28,6 +29,8 @@ describe("readGenerateRequest", () => {
       seed: 2n ** 63n,
       numImages: 2,
       encoding: { format: "webp", quality: 80 },
+      resumeFrom: new Map(),
+      checkpointEverySteps: 5,
       previewEverySteps: 3,
       order: { priorityClass: "bulk", tenant: "shop", finishAtMs: 5_700 },
     });
@@ -57,8 +60,7 @@ describe("readGenerateRequest", () => {
     ["format", { format: ImageFormat.UNSPECIFIED }],
     ["format", { format: 99 as ImageFormat }],
     ["order.priority_class", { order: create(ServiceOrderSchema, { priorityClass: 9 as PriorityClass }) }],
-    ["resume_from", { resumeFrom: [{}] as unknown as GenerateRequest["resumeFrom"] }],
-    ["checkpoint_every_steps", { checkpointEverySteps: 5 }],
+    ["resume_from", { resumeFrom: [create(DenoiseStateSchema)] }],
   ])("refuses a message with a bad %s: %o", (field, change) => {
     const read = () => readGenerateRequest({ ...message({}), ...change } as GenerateRequest);
     expect(read).toThrow(expect.objectContaining({ code: "INVALID_REQUEST", field }));
@@ -102,6 +104,7 @@ function message(change: Partial<GenerateRequest>): GenerateRequest {
     requestId: "r1",
     format: ImageFormat.WEBP,
     quality: 80,
+    checkpointEverySteps: 5,
     previewEverySteps: 3,
     order: { priorityClass: PriorityClass.BULK, tenant: "shop", finishWithinMs: 700 },
     parameters: {

@@ -1,6 +1,7 @@
 import { type Clock, ServingError, sha256, systemClock } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import {
+  type DenoiseState,
   type GenerateRequest,
   type GenerateResponse,
   GenerateResponseSchema,
@@ -12,6 +13,7 @@ import {
   Stage as WireStage,
 } from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
+import { type MovedImage, readDenoiseState, writeDenoiseState } from "../denoise-state/denoise-state.ts";
 import type { GenerationEvent, GenerationOutcome, Stage } from "../pipeline.ts";
 import type { GenerationRequest, InitImage } from "../request.ts";
 import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
@@ -58,7 +60,6 @@ export function readGenerateRequest(message: GenerateRequest, clock: Clock = sys
   const { parameters } = message;
   if (message.requestId === "") throw refused("request_id", "is empty; it names the request in logs and events");
   if (parameters === undefined) throw refused("parameters", "are missing");
-  refuseUnsupported(message);
   const { model, prompt, negativePrompt, width, height, steps, guidanceScale, seed, numImages, karrasSigmas } =
     parameters;
   return {
@@ -79,6 +80,8 @@ export function readGenerateRequest(message: GenerateRequest, clock: Clock = sys
       quality: message.quality === 0 ? QUALITY_DEFAULT : message.quality,
     },
     ...initImageOf(message, parameters),
+    resumeFrom: readStates(message.resumeFrom, parameters),
+    checkpointEverySteps: message.checkpointEverySteps,
     previewEverySteps: message.previewEverySteps,
     order: serviceOrder(message, clock),
   };
@@ -114,15 +117,22 @@ function initImageOf(message: GenerateRequest, parameters: GenerationParameters)
   return { initImage: { bytes, digest, strength } };
 }
 
-/** Fields of the contract that this worker does not follow are refused: ignoring them would break a promise in silence. */
-function refuseUnsupported(message: GenerateRequest): void {
-  const asked = {
-    resume_from: message.resumeFrom.length > 0,
-    checkpoint_every_steps: message.checkpointEverySteps > 0,
-  };
-  for (const [field, isAsked] of Object.entries(asked)) {
-    if (isAsked) throw refused(field, "is not supported by this worker yet");
+/**
+ * The states that the request goes on from, by the index of their image.
+ *
+ * @throws ServingError INVALID_REQUEST naming resume_from and the reason.
+ */
+function readStates(
+  states: readonly DenoiseState[],
+  parameters: GenerationParameters,
+): GenerationRequest["resumeFrom"] {
+  const images = new Map<number, MovedImage>();
+  for (const state of states) {
+    const { imageIndex, image } = readDenoiseState(state, parameters);
+    if (images.has(imageIndex)) throw refused("resume_from", `holds two states of image ${imageIndex}`);
+    images.set(imageIndex, image);
   }
+  return images;
 }
 
 /** The name that `wire` gives to `value`. */
@@ -137,8 +147,16 @@ function refused(field: string, complaint: string): ServingError {
   return new ServingError("INVALID_REQUEST", `${field} ${complaint}`, { field });
 }
 
-/** An event as the stream carries it. */
-export function wireEvent(event: GenerationEvent): GenerateResponse {
+/** A checkpoint as a message: what is moved. `device` is where the image was made so far. */
+export function wireState(
+  { imageIndex, image }: Extract<GenerationEvent, { type: "checkpoint" }>,
+  { parameters, device }: { readonly parameters: GenerationParameters; readonly device: string },
+): DenoiseState {
+  return writeDenoiseState(image, { parameters, imageIndex, device });
+}
+
+/** An event as the stream carries it; a checkpoint has a form of its own. */
+export function wireEvent(event: Exclude<GenerationEvent, { type: "checkpoint" }>): GenerateResponse {
   switch (event.type) {
     case "accepted": {
       const { backlogMs, stepsTotal } = event;
@@ -156,13 +174,18 @@ export function wireEvent(event: GenerationEvent): GenerateResponse {
   }
 }
 
+export function wireCheckpoint(state: DenoiseState): GenerateResponse {
+  return create(GenerateResponseSchema, { event: { case: "checkpoint", value: { state } } });
+}
+
 /** The last event of a stream. */
 export function wireCompleted(
   parameters: GenerationParameters,
   outcome: GenerationOutcome,
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
-  const { modelDigest, hiresFix, promptChunks, embeddingsCached, batchDifference, preemptions, times } = outcome;
+  const { modelDigest, hiresFix, promptChunks, times } = outcome;
+  const { embeddingsCached, batchDifference, preemptions, resumedAtSteps } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -175,6 +198,7 @@ export function wireCompleted(
     batchDifference,
     embeddingsCached,
     preemptions,
+    resumedAtSteps: [...resumedAtSteps],
   });
   return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
 }

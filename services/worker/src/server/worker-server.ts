@@ -1,5 +1,6 @@
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import {
+  type DenoiseState,
   type DrainRequest,
   type DrainResponse,
   DrainResponseSchema,
@@ -27,7 +28,7 @@ import type { Pipeline } from "../pipeline.ts";
 import { EventWriter } from "./event-writer.ts";
 import { reflectionOf } from "./reflection.ts";
 import { StatePublisher } from "./state-publisher.ts";
-import { readGenerateRequest, wireCompleted, wireEvent } from "./wire.ts";
+import { readGenerateRequest, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
 import { describeWorker, type WorkerIdentity } from "./worker-state.ts";
 
 /** A call without a deadline gets this one: nothing runs for ever. */
@@ -60,6 +61,7 @@ export class WorkerServer {
   readonly #watching = new Set<ServerWritableStream<WatchRequest, WatchResponse>>();
   #pipeline: Pipeline | undefined;
   #draining = false;
+  readonly #handedBack = new Map<string, DenoiseState>(); // by request and image, the newest of each
   #finished = 0; // requests that ended well
   #port = 0;
 
@@ -108,10 +110,14 @@ export class WorkerServer {
   }
 
   /**
-   * Stops admitting, waits up to `timeoutMs` for what is in flight, and takes back what is left, which the callers see
-   * as DRAINING: another worker can do it.
+   * Stops admitting, waits up to `timeoutMs` for what is in flight, and hands back what is left: its callers hear where
+   * each image stands, and then DRAINING. Another worker goes on from there.
    */
-  async drain({ timeoutMs }: { timeoutMs: number }): Promise<{ finished: number }> {
+  async drain({
+    timeoutMs,
+  }: {
+    timeoutMs: number;
+  }): Promise<{ finished: number; handedBack: readonly DenoiseState[] }> {
     this.#draining = true;
     this.#setHealth("NOT_SERVING");
     this.#publisher.changed();
@@ -119,12 +125,14 @@ export class WorkerServer {
     const pipeline = this.#pipeline;
     if (pipeline !== undefined) {
       const giveUp = this.#clock.after(timeoutMs, () =>
-        pipeline.stop(new ServingError("DRAINING", `worker ${this.#options.identity.id} is leaving and out of time`)),
+        pipeline.handBack(
+          new ServingError("DRAINING", `worker ${this.#options.identity.id} is leaving and out of time`),
+        ),
       );
       await pipeline.idle();
       giveUp();
     }
-    return { finished: this.#finished - before };
+    return { finished: this.#finished - before, handedBack: [...this.#handedBack.values()] };
   }
 
   /** Ends every stream and lets the port go. */
@@ -149,8 +157,14 @@ export class WorkerServer {
       const made = await pipeline.generate(request, {
         signal: gone.signal,
         deadline,
-        onEvent: (event) =>
-          event.type === "progress" ? writer.writeNewest(wireEvent(event)) : writer.write(wireEvent(event)),
+        onEvent: (event) => {
+          if (event.type === "checkpoint") {
+            const state = wireState(event, { parameters: call.request.parameters!, device: identity.device });
+            if (this.#draining) this.#handedBack.set(`${call.request.requestId}#${event.imageIndex}`, state);
+            writer.writeNewest(`checkpoint ${event.imageIndex}`, wireCheckpoint(state));
+          } else if (event.type === "progress") writer.writeNewest("progress", wireEvent(event));
+          else writer.write(wireEvent(event));
+        },
       });
       this.#finished += 1;
       const parameters = { ...call.request.parameters!, initImageDigest: request.initImage?.digest ?? "" };
@@ -159,6 +173,7 @@ export class WorkerServer {
     } catch (error) {
       const { code } = toServingError(error);
       outcome = code;
+      if (code === "DRAINING") writer.flush(); // where the images stand is what the caller goes on from
       if (code === "INTERNAL") logger.error({ err: error, requestId: call.request.requestId }, "a request failed");
       call.emit("error", statusOf(error));
     }
@@ -170,7 +185,7 @@ export class WorkerServer {
   #watch(call: ServerWritableStream<WatchRequest, WatchResponse>): void {
     const writer = new EventWriter<WatchResponse>(call);
     this.#watching.add(call);
-    const end = this.#publisher.watch((state) => writer.writeNewest(state));
+    const end = this.#publisher.watch((state) => writer.writeNewest("state", state));
     const ended = () => {
       this.#watching.delete(call);
       end();
@@ -184,8 +199,8 @@ export class WorkerServer {
     reply: sendUnaryData<DrainResponse>,
   ): Promise<void> {
     this.#options.logger.info({ graceMs: call.request.graceMs }, "asked to drain");
-    const { finished } = await this.drain({ timeoutMs: call.request.graceMs });
-    reply(null, create(DrainResponseSchema, { finished }));
+    const { finished, handedBack } = await this.drain({ timeoutMs: call.request.graceMs });
+    reply(null, create(DrainResponseSchema, { finished, handedBack: [...handedBack] }));
   }
 
   #admitting(): Pipeline {

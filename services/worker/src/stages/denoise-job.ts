@@ -53,10 +53,29 @@ export interface DenoiseJobOptions {
   readonly guidanceScale: number;
   readonly seed: bigint;
   readonly deadline: Deadline;
+  /** Where another process left the image, and the steps made until then; absent: it is begun here. */
+  readonly from?: { readonly snapshot: JobSnapshot; readonly stepsDone: number } | undefined;
+  /** Offer a snapshot after every this many steps; 0 or absent: never. */
+  readonly checkpointEverySteps?: number;
   /** Offer a preview after every this many steps; 0 or absent: never. */
   readonly previewEverySteps?: number;
   /** Standard, of nobody in particular, where it is left out. */
   readonly order?: ServiceOrder;
+}
+
+/**
+ * All that a job is at a step boundary: plain data, from which another process goes on with the same pixels. The text
+ * embeddings are not in it: they are made again from the prompt.
+ */
+export interface JobSnapshot {
+  readonly phase: 0 | 1;
+  /** The next step to run. */
+  readonly stepIndex: number;
+  /** [channels, height, width] of the phase, flat. */
+  readonly latent: Float32Array;
+  /** The sampler's, newest first, each shaped as the latent. */
+  readonly history: readonly Float32Array[];
+  readonly noise: { readonly seed: bigint; readonly draws: number };
 }
 
 /** A clean latent as the sampler sees it coming. */
@@ -85,7 +104,8 @@ export class DenoiseJob implements StepJob {
   #stepsDone = 0;
   #latent: Float32Array;
   #history: SamplerHistory = EMPTY_HISTORY;
-  #cancelled = false;
+  #taken: ServingError | undefined;
+  #leaving = false;
   #prediction: Prediction | undefined;
   #preemptions = 0;
 
@@ -97,6 +117,17 @@ export class DenoiseJob implements StepJob {
     this.extraInputs = describeExtras(options.conditioning);
     this.order = options.order ?? DEFAULT_ORDER;
     this.#options = options;
+    const { from } = options;
+    if (from !== undefined) {
+      const { snapshot } = from;
+      this.#generator = TorchGenerator.at({ ...snapshot.noise, spareNormal: null });
+      this.#phase = snapshot.phase;
+      this.#stepIndex = snapshot.stepIndex;
+      this.#stepsDone = from.stepsDone;
+      this.#latent = snapshot.latent;
+      this.#history = { arrays: snapshot.history };
+      return;
+    }
     this.#generator = new TorchGenerator(options.seed);
     const { plan, shape, start } = options;
     const noise = () => this.#generator.randn(latentSize(shape));
@@ -137,7 +168,7 @@ export class DenoiseJob implements StepJob {
   }
 
   get ended(): ServingError | undefined {
-    if (this.#cancelled) return new ServingError("CANCELLED", "the caller took the request back");
+    if (this.#taken !== undefined) return this.#taken;
     if (this.#options.deadline.passed) {
       return new ServingError("DEADLINE_EXCEEDED", `no time left after ${this.#stepsDone} steps`);
     }
@@ -146,7 +177,38 @@ export class DenoiseJob implements StepJob {
 
   /** Takes effect before the next step. */
   cancel(): void {
-    this.#cancelled = true;
+    this.#taken ??= new ServingError("CANCELLED", "the caller took the request back");
+  }
+
+  /** Takes the job from this worker before its next step; who asked for it gets a snapshot to go on from. */
+  leave(reason: ServingError): void {
+    this.#taken ??= reason;
+    this.#leaving = this.#taken === reason;
+  }
+
+  /** True for a job that ended by `leave`. */
+  get leaving(): boolean {
+    return this.#leaving;
+  }
+
+  /** What the job is now. Its arrays are the job's own: nothing writes to them any more, and nobody else should. */
+  get snapshot(): JobSnapshot {
+    const { seed, draws, spareNormal } = this.#generator.position;
+    invariant(spareNormal === null, "between latents the generator holds nothing back");
+    const { arrays } = this.#history;
+    return {
+      phase: this.#phase,
+      stepIndex: this.#stepIndex,
+      latent: this.#latent,
+      history: arrays,
+      noise: { seed, draws },
+    };
+  }
+
+  /** A snapshot after the last step; undefined where none of that step is wanted. */
+  get checkpoint(): JobSnapshot | undefined {
+    const { checkpointEverySteps: every = 0 } = this.#options;
+    return every > 0 && this.#stepsDone % every === 0 && !this.done ? this.snapshot : undefined;
   }
 
   /** What the picture looks like after the last step; undefined where no preview of that step is wanted. */

@@ -6,6 +6,7 @@ import { type DenoiseLimits, DenoiseStage, type StepRun } from "../stages/denois
 import {
   type Conditioning,
   DenoiseJob,
+  type JobSnapshot,
   type Prediction,
   type RefinePhase,
   type StartImage,
@@ -13,7 +14,7 @@ import {
 import type { PriorityClass, ServiceOrder } from "../stages/order/service-order.ts";
 import { type LaneCounts, StepScheduler } from "../stages/order/step-scheduler.ts";
 import { type StepTime, StepTimes } from "../step-times.ts";
-import { type Failure, failureOf } from "./messages.ts";
+import { errorOf, type Failure, failureOf } from "./messages.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -39,22 +40,31 @@ export interface DenoiseWork {
   readonly guidanceScale: number;
   readonly seed: bigint;
   readonly deadlineAtMs: number;
+  /** Where another process left the image. */
+  readonly from: { readonly snapshot: JobSnapshot; readonly stepsDone: number } | undefined;
+  readonly checkpointEverySteps: number;
   readonly previewEverySteps: number;
   readonly order: ServiceOrder;
 }
 
-export interface DenoiseResult {
-  readonly latent: Float32Array<ArrayBuffer>;
-  /** When its first step began, by the system clock. */
-  readonly startedAtMs: number;
-  /** As `UnetLanes` tells it. */
-  readonly batchDifference: number;
-  /** How often it gave way to more urgent work. */
-  readonly preemptions: number;
-}
+/** A finished latent; or, of a job that was told to leave, where it stands. */
+export type DenoiseResult =
+  | {
+      readonly latent: Float32Array<ArrayBuffer>;
+      /** When its first step began, by the system clock. */
+      readonly startedAtMs: number;
+      /** As `UnetLanes` tells it. */
+      readonly batchDifference: number;
+      /** How often it gave way to more urgent work. */
+      readonly preemptions: number;
+    }
+  | { readonly left: JobSnapshot };
 
-/** Image decode has taken this many finished latents. */
-export type DenoiseCommand = { readonly taken: number };
+export type DenoiseCommand =
+  /** Image decode has taken this many finished latents. */
+  | { readonly taken: number }
+  /** Every job stops before its next step, for this reason, and says where it stands. */
+  | { readonly leave: Failure };
 
 export type DenoiseReport = RunReport | LanesFailed;
 
@@ -78,7 +88,15 @@ export interface RunReport {
   readonly waiting: number;
   /** Images that have had to give way since the last report. */
   readonly preempted: number;
-  readonly steps: readonly { readonly id: string; readonly stepsDone: number; readonly preview?: Prediction }[];
+  readonly steps: readonly JobStep[];
+}
+
+/** One job's part in a run. */
+export interface JobStep {
+  readonly id: string;
+  readonly stepsDone: number;
+  readonly preview?: Prediction;
+  readonly checkpoint?: JobSnapshot;
 }
 
 /** Lanes that were to be opened beside those that run, and could not be. */
@@ -136,8 +154,11 @@ function openDenoise(
       jobs.get(id)?.job.cancel();
       stage.look();
     },
-    command({ taken }) {
-      stage.taken(taken);
+    command(command) {
+      if ("taken" in command) return stage.taken(command.taken);
+      const reason: ServingError = errorOf(command.leave);
+      for (const { job } of jobs.values()) job.leave(reason);
+      stage.look();
     },
     get busy() {
       return stage.busy;
@@ -161,7 +182,8 @@ function openDenoise(
       }
       for (const { job, error } of failed) {
         jobs.delete(job.id);
-        reply.failed(job.id, error);
+        if (job.leaving) reply.done(job.id, { left: job.snapshot });
+        else reply.failed(job.id, error);
       }
     },
     async release() {
@@ -194,6 +216,11 @@ function reportOf(
     priorityClass,
     refused,
     ...more,
-    steps: stepped.map(({ id, stepsDone, preview }) => ({ id, stepsDone, ...(preview && { preview }) })),
+    steps: stepped.map(({ id, stepsDone, preview, checkpoint }) => ({
+      id,
+      stepsDone,
+      ...(preview && { preview }),
+      ...(checkpoint && { checkpoint }),
+    })),
   };
 }
