@@ -1,11 +1,10 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { Deadline, systemClock } from "@atelier/core";
 import type { SamplerName } from "@atelier/diffusion";
 import { createPipeline, type Pipeline } from "@atelier/worker";
-import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { goldenPicture, picture, psnrDb, readPictures } from "./pictures.ts";
 
 interface Picture {
   readonly file: string;
@@ -31,7 +30,7 @@ const PSNR_MIN_DB = 60;
 /** Some 20 s on two idle cores; the rest is for busy ones. */
 const TIME_MAX_MS = 600_000;
 
-const golden: Pictures = JSON.parse(readFileSync(new URL("data/pipeline.json", import.meta.url), "utf8"));
+const golden = readPictures<Pictures>("pipeline");
 const bundleDir = fileURLToPath(new URL("../../deploy/models/atelier-tiny/", import.meta.url));
 
 describe("the worker's pipeline", () => {
@@ -65,35 +64,14 @@ describe("the worker's pipeline", () => {
   it.each(golden.cases)(
     "makes the picture that diffusers makes: $width wide, $sampler, karras $karras, seed $seed, $prompt",
     async (one) => {
-      const reference = await sharp(fileURLToPath(new URL(`data/pipeline/${one.file}`, import.meta.url)))
-        .raw()
-        .toBuffer();
+      const reference = await goldenPicture(`pipeline/${one.file}`);
       expect(psnrDb(pictures.get(one)!, reference)).toBeGreaterThanOrEqual(PSNR_MIN_DB);
     },
   );
 });
 
-/** The picture as interleaved 8-bit RGB. */
-async function generate(pipeline: Pipeline, { file, prompt, seed, ...wishes }: Picture): Promise<Uint8Array> {
+function generate(pipeline: Pipeline, { file, prompt, seed, ...wishes }: Picture): Promise<Uint8Array> {
   const { bundle, negativePrompt, steps, guidanceScale } = golden;
   const settings = { model: bundle.id, negativePrompt, steps, guidanceScale, numImages: 1 };
-  const made: Uint8Array[] = [];
-  await pipeline.generate(
-    { id: file, ...settings, prompt, seed: BigInt(seed), ...wishes, encoding: { format: "raw", quality: 100 } },
-    {
-      signal: new AbortController().signal,
-      deadline: Deadline.after(systemClock, TIME_MAX_MS),
-      onEvent: (event) => {
-        if (event.type === "image") made.push(event.image.data);
-      },
-    },
-  );
-  return made[0]!;
-}
-
-/** Peak signal-to-noise ratio of 8-bit values; Infinity for equal ones. */
-function psnrDb(actual: Uint8Array, expected: Uint8Array): number {
-  expect(actual.length).toBe(expected.length);
-  const squares = actual.reduce((sum, value, i) => sum + (value - expected[i]!) ** 2, 0);
-  return 10 * Math.log10(255 ** 2 / (squares / actual.length));
+  return picture(pipeline, { id: file, ...settings, prompt, seed: BigInt(seed), ...wishes }, TIME_MAX_MS);
 }
