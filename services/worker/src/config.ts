@@ -13,6 +13,8 @@ export interface WorkerConfig {
   readonly metricsListen: Address;
   readonly bundleDirs: readonly string[];
   readonly device: DeviceSpec;
+  /** Where TensorRT keeps its engines; undefined: it builds them at each start. */
+  readonly tensorrtCacheDir: string | undefined;
   /** What to do where the provider is not there: refuse to start, or use the CPU and say so. */
   readonly fallback: "none" | "cpu";
   /** Requests in flight and waiting. */
@@ -55,6 +57,7 @@ const schema = z.object({
     .pipe(fromEnv.list())
     .refine((dirs) => dirs.length > 0, "names no folder"),
   ATELIER_DEVICE: z.enum([...PROVIDERS, "simulated"]).default("cpu"),
+  ATELIER_TENSORRT_CACHE_DIR: z.string().optional(),
   ATELIER_SIMULATED_GPU: z.enum(SIMULATED_GPUS).optional(),
   // Refusing is the default: a GPU machine that quietly serves from its CPU is 50 times slower and looks healthy.
   ATELIER_DEVICE_FALLBACK: z.enum(["none", "cpu"]).default("none"),
@@ -79,6 +82,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,
     bundleDirs: values.ATELIER_MODELS,
     device: deviceOf(values),
+    tensorrtCacheDir: values.ATELIER_TENSORRT_CACHE_DIR,
     fallback: values.ATELIER_DEVICE_FALLBACK,
     queueMax: values.ATELIER_QUEUE_MAX,
     stepBatchMax: values.ATELIER_STEP_BATCH_MAX,

@@ -4,6 +4,7 @@ import { createLogger } from "@atelier/telemetry";
 import { readWorkerConfig } from "./config.ts";
 import { chooseDevice } from "./device/choose-device.ts";
 import { deviceName } from "./device/device.ts";
+import { checkTensorrtCache, useTensorrtCache } from "./device/onnx/tensorrt-cache.ts";
 import { WorkerMetrics } from "./metrics.ts";
 import { serveMetrics } from "./metrics-server.ts";
 import { createPipeline } from "./pipeline.ts";
@@ -20,6 +21,8 @@ async function main(): Promise<void> {
   const logger = createLogger("worker", config.logLevel, { workerId: config.id });
   const stopping = untilAskedToStop();
 
+  const { tensorrtCacheDir } = config;
+  if (tensorrtCacheDir !== undefined) await useTensorrtCache(tensorrtCacheDir);
   const device = await chooseDevice(config, logger);
   const identity = { id: config.id, device: deviceName(device), simulated: device.kind === "simulated" };
   const metrics = new WorkerMetrics();
@@ -39,6 +42,7 @@ async function main(): Promise<void> {
   });
   metrics.state = () => pipeline.state;
   await pipeline.warmUp();
+  if (tensorrtCacheDir !== undefined) await checkTensorrtCache(tensorrtCacheDir, logger);
   server.open(pipeline);
   tellParent({ type: "ready" });
   logger.info({ models: [...pipeline.models.keys()], device }, "ready");

@@ -1,5 +1,6 @@
 import { ServingError } from "@atelier/core";
 import { env, InferenceSession } from "onnxruntime-node";
+import { PROVIDERS_USED } from "./session-options.ts";
 
 export const PROVIDERS = ["cpu", "cuda", "tensorrt", "webgpu"] as const;
 /** An execution provider of onnxruntime. */
@@ -19,7 +20,7 @@ const WHAT_TO_INSTALL: Record<ProviderName, string> = {
   cpu: "reinstall onnxruntime-node",
   cuda: "install an NVIDIA driver, CUDA 13 and cuDNN 9, and put libonnxruntime_providers_shared.so and libonnxruntime_providers_cuda.so of the same onnxruntime version (the onnxruntime-gpu wheel holds them) beside onnxruntime_binding.node",
   tensorrt:
-    "install an NVIDIA driver, CUDA 13, cuDNN 9 and TensorRT 10, and put libonnxruntime_providers_shared.so and libonnxruntime_providers_tensorrt.so of the same onnxruntime version beside onnxruntime_binding.node",
+    "install an NVIDIA driver, CUDA 13, cuDNN 9 and TensorRT 10, and put libonnxruntime_providers_shared.so, libonnxruntime_providers_cuda.so and libonnxruntime_providers_tensorrt.so of the same onnxruntime version beside onnxruntime_binding.node",
   webgpu: "install a Vulkan loader (libvulkan1) and a Vulkan driver for the GPU",
 };
 
@@ -31,7 +32,7 @@ const WHAT_TO_INSTALL: Record<ProviderName, string> = {
 export async function probeProvider(provider: ProviderName): Promise<void> {
   try {
     const session = await InferenceSession.create(SMALLEST_GRAPH, {
-      executionProviders: [provider],
+      executionProviders: [...PROVIDERS_USED[provider]],
       logSeverityLevel: 4,
     });
     await session.release();

@@ -1,6 +1,14 @@
 import type { InferenceSession } from "onnxruntime-node";
 import type { ProviderName } from "./providers.ts";
 
+/** In order of preference: what the first cannot run goes to the next. The CPU's is always there. */
+export const PROVIDERS_USED: Readonly<Record<ProviderName, readonly ProviderName[]>> = {
+  cpu: ["cpu"],
+  cuda: ["cuda", "cpu"],
+  tensorrt: ["tensorrt", "cuda", "cpu"],
+  webgpu: ["webgpu", "cpu"],
+};
+
 export interface SessionOptions {
   readonly provider: ProviderName;
   readonly threads: number;
@@ -17,7 +25,7 @@ export interface SessionOptions {
  */
 export function sessionOptions({ provider, threads }: SessionOptions): InferenceSession.SessionOptions {
   return {
-    executionProviders: provider === "cpu" ? ["cpu"] : [provider, "cpu"],
+    executionProviders: [...PROVIDERS_USED[provider]],
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
     executionMode: "sequential",
