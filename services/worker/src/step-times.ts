@@ -4,7 +4,7 @@ import type { LatentShape } from "@atelier/diffusion";
 const NEWEST_SHARE = 0.2;
 /** A run slower than this many times what is known counts as so many: one hiccup of the machine is not the device. */
 const OUTLIER_MAX = 3;
-/** Share of a run's time that is taken not to grow with its rows where only one size is known: low enough to try more. */
+/** Share of a run's time that is taken not to grow with its rows where only one size is known: enough to try more. */
 const FIXED_SHARE = 0.3;
 /** Four threads took half the time of one on the U-Nets measured: time falls with the root of the threads. */
 const THREADS_POWER = 0.5;
@@ -142,8 +142,9 @@ export class StepTimes {
 
 /**
  * Reads a curve at `rows`, which need not be whole: on the straight lines between its points, and on the last of them
- * beyond the largest. Outside a single point, and below the least, part of the time is taken as fixed. More rows never
- * take less time, whatever noise says.
+ * beyond the largest. What has not been tried is hoped to be cheap, so that it is tried: below the least point time is
+ * in proportion to the rows, and above a single one a part of it is fixed. More rows never take less time, whatever
+ * noise says.
  */
 function along(msByRows: ReadonlyMap<number, number>, rows: number): number {
   const exact = msByRows.get(rows);
@@ -158,18 +159,14 @@ function along(msByRows: ReadonlyMap<number, number>, rows: number): number {
     }
     [lower, below] = [below, point];
   }
-  if (below === undefined) return affine(above!, rows);
+  if (below === undefined) return (above![1] * rows) / above![0];
   if (above !== undefined) return Math.max(below[1], onLine(below, above, rows));
-  if (lower === undefined) return affine(below, rows);
+  if (lower === undefined) return below[1] * (FIXED_SHARE + (1 - FIXED_SHARE) * (rows / below[0]));
   return Math.max(below[1], onLine(lower, below, rows));
 }
 
 function onLine([x1, y1]: readonly [number, number], [x2, y2]: readonly [number, number], x: number): number {
   return y1 + ((y2 - y1) * (x - x1)) / (x2 - x1);
-}
-
-function affine([rows, ms]: readonly [number, number], at: number): number {
-  return ms * (FIXED_SHARE + (1 - FIXED_SHARE) * (at / rows));
 }
 
 function averaged(known: number, newest: number): number {

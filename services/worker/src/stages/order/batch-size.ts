@@ -19,7 +19,8 @@ export interface BatchCandidates {
 
 /**
  * How many of the candidates, from the front, make the best batch: where the time saved against running each alone is
- * greatest. Every size is looked at, not only the next: one noisy entry of the table must not keep batches small.
+ * greatest. Every size is looked at, not only the next: one noisy entry of the table must not keep batches small. Where
+ * nothing is known there is nothing to save: learning starts with single jobs, and goes on with all that may join.
  */
 export function batchSize({ rows, equals, runMs, jobsMax, rowsMax }: BatchCandidates): number {
   let best = 1;
@@ -38,7 +39,7 @@ export function batchSize({ rows, equals, runMs, jobsMax, rowsMax }: BatchCandid
     if (jobs > equals && togetherMs > slowestMs) break;
     apartMs += runMs(joining);
     const savedMs = JOIN_COST_MAX * apartMs - (togetherMs - aloneMs);
-    if (savedMs >= bestSavedMs) [best, bestSavedMs] = [jobs, savedMs];
+    if (savedMs > bestSavedMs) [best, bestSavedMs] = [jobs, savedMs];
     before = togetherMs;
   }
   return best;

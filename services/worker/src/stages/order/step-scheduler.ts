@@ -84,11 +84,20 @@ interface Entry<Job> {
 const AGED_SHARE = 10;
 
 /**
+ * A job that made no step for this many times the work that it has left goes before shorter ones, for one step. Taking
+ * the time waited off the work left at every comparison would have equal jobs take turns, and all of them finish last.
+ */
+const PATIENCE = 4;
+const PATIENCE_MS_MIN = 2000;
+/** The table goes on learning while jobs wait. */
+const DESCRIBE_EVERY_MS = 1000;
+
+/**
  * Decides whose step is next, with whom, and on which lane. Does no I/O, and time is an argument.
  *
  * Order: 1. the most urgent class, strictly, but for a class that has aged; 2. within it tenants by deficit round robin
- * (`FairShare`); 3. within a tenant the earliest wish to be finished, then the least work left less the time waited
- * since the last step, so that short jobs pass long ones and none waits for ever, then arrival.
+ * (`FairShare`); 3. within a tenant the earliest wish to be finished, then whoever ran out of patience, then the least work
+ * left, then arrival: short jobs pass long ones, and none waits for ever.
  *
  * The first in that order leads the batch; those after it that fit join while batching pays (`batchSize`). The lane:
  * `wide` while it takes every job of the most urgent class through a step sooner than the narrow lanes do. While those
@@ -104,6 +113,7 @@ export class StepScheduler<Job extends ScheduledJob> {
   readonly #caps = new BatchCaps();
   readonly #narrowWanted = new Set<string>();
   #arrivals = 0;
+  #describedAtMs = 0;
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
@@ -157,6 +167,10 @@ export class StepScheduler<Job extends ScheduledJob> {
    */
   next(nowMs: number, finishesMax: number): StepBatch<Job> | undefined {
     if (this.#running.has("wide")) return undefined;
+    if (nowMs - this.#describedAtMs > DESCRIBE_EVERY_MS) {
+      this.#describedAtMs = nowMs;
+      for (const entry of this.#entries.values()) if (!entry.running) this.#describe(entry);
+    }
     const ready = this.#ready(finishesMax);
     if (ready.length === 0) return undefined;
     const aged = this.#agedRank(ready, nowMs);
@@ -412,9 +426,14 @@ function compareWithinTenant(a: Entry<ScheduledJob>, b: Entry<ScheduledJob>, now
   const aFinish = a.job.order.finishAtMs ?? Infinity;
   const bFinish = b.job.order.finishAtMs ?? Infinity;
   if (aFinish !== bFinish) return aFinish - bFinish;
-  const aScore = a.leftMs - (nowMs - a.lastStepAtMs);
-  const bScore = b.leftMs - (nowMs - b.lastStepAtMs);
-  return aScore === bScore ? a.arrival - b.arrival : aScore - bScore;
+  const [aTooLong, bTooLong] = [waitedTooLong(a, nowMs), waitedTooLong(b, nowMs)];
+  if (aTooLong !== bTooLong) return aTooLong ? -1 : 1;
+  const first = aTooLong ? a.lastStepAtMs - b.lastStepAtMs : a.leftMs - b.leftMs;
+  return first === 0 ? a.arrival - b.arrival : first;
+}
+
+function waitedTooLong({ leftMs, lastStepAtMs }: Entry<unknown>, nowMs: number): boolean {
+  return nowMs - lastStepAtMs > Math.max(PATIENCE_MS_MIN, PATIENCE * leftMs);
 }
 
 /** Predicted milliseconds of its next step, alone; a mean where passes of two sizes are left. */

@@ -1,6 +1,6 @@
 import { type Clock, invariant, ManualClock, type ServingError } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
-import type { UnetLane } from "../../device/device.ts";
+import type { UnetLane, UnetLanes } from "../../device/device.ts";
 import { type StepTime, StepTimes } from "../../step-times.ts";
 import { DenoiseStage, type StepJob, type StepRun, type Turn, type UnetBatch } from "../denoise.ts";
 import { StepScheduler } from "../order/step-scheduler.ts";
@@ -11,6 +11,8 @@ export type RunMs = (run: { model: string; threads: number; side: number; rows: 
 export interface WorldOptions {
   /** Lanes of one thread each beside the wide one. */
   readonly narrow?: number;
+  /** How many of them are open at the start. */
+  readonly opened?: number;
   readonly runMs?: RunMs;
   /** What the scheduler knows at the start: everything, as `runMs` says, or nothing. */
   readonly knows?: "all" | "nothing";
@@ -42,9 +44,11 @@ export class DenoiseWorld<Job extends StepJob> {
   readonly failures = new Map<Job, ServingError>();
   /** Hears of every turn. */
   onTurn: (turn: Turn<Job>) => void = () => {};
+  /** How often the narrow lanes were asked for. */
+  openedNarrow = 0;
   readonly #due: number[] = [];
   readonly #running = new Set<string>();
-  readonly #lanes = new Map<string, { wide: UnetLane; narrow: readonly UnetLane[] }>();
+  readonly #lanes = new Map<string, UnetLanes>();
   readonly #options: Required<WorldOptions>;
 
   constructor(options: WorldOptions = {}) {
@@ -58,26 +62,21 @@ export class DenoiseWorld<Job extends StepJob> {
       ageingMs: 2000,
       jobsMax: 1000,
       undecodedMax: 1000,
+      opened: options.narrow ?? 0,
       predict: (batch) => batch.rows.map((_, i) => Float32Array.of(i)),
       ...options,
     };
     const { narrow, models, stepBatchMax, ageingMs, jobsMax, undecodedMax } = this.#options;
     this.times = StepTimes.fromJSON(this.#options.knows === "all" ? this.#table() : []);
-    for (const model of models)
-      this.#lanes.set(model, {
-        wide: this.#lane("wide", narrow),
-        narrow: Array.from({ length: narrow }, (_, i) => this.#lane(String(i), 1)),
-      });
-    const lanesOf = (model: string) => ({
-      ...this.#lanes.get(model)!,
-      narrowMax: narrow,
-      batchDifference: 0,
-      openNarrow: async () => {},
-    });
-    const counts = { wideThreads: narrow, narrowThreads: 1, narrow, narrowMax: narrow };
+    for (const model of models) this.#lanes.set(model, this.#lanesOf(narrow));
+    const lanesOf = (model: string) => this.#lanes.get(model)!;
+    const countLanes = (model: string) => {
+      const wideThreads = narrow;
+      return { wideThreads, narrowThreads: 1, narrow: lanesOf(model).narrow.length, narrowMax: narrow };
+    };
     this.stage = new DenoiseStage<Job>({
       lanesOf,
-      scheduler: new StepScheduler<Job>({ lanesOf: () => counts, times: this.times, stepBatchMax, ageingMs }),
+      scheduler: new StepScheduler<Job>({ lanesOf: countLanes, times: this.times, stepBatchMax, ageingMs }),
       clock: this.clock as Clock,
       limits: { jobsMax, undecodedMax },
       onLanesFailed: (_, error) => {
@@ -145,6 +144,20 @@ export class DenoiseWorld<Job extends StepJob> {
     this.#due.sort((a, b) => a - b);
     this.clock.advance(this.#due.shift()! - this.clock.nowMs());
     return true;
+  }
+
+  #lanesOf(narrowMax: number): UnetLanes {
+    const narrow = Array.from({ length: this.#options.opened }, (_, i) => this.#lane(String(i), 1));
+    return {
+      wide: this.#lane("wide", narrowMax),
+      narrow,
+      narrowMax,
+      batchDifference: 0,
+      openNarrow: async () => {
+        this.openedNarrow += 1;
+        for (let i = narrow.length; i < narrowMax; i++) narrow.push(this.#lane(String(i), 1));
+      },
+    };
   }
 
   #lane(name: string, threads: number): UnetLane {
