@@ -83,7 +83,7 @@ describe("the VAE decoder", () => {
     const latent = golden.array(one!.latent);
     const device = openDevice({ kind: "onnx", provider: "cpu", threads: 1 });
     const bundle = await readBundle(bundleDir);
-    const decoder = await device.openVaeDecoder({ ...bundle, model: bundle.id });
+    const decoder = await device.openVaeDecoder({ ...bundle, model: bundle.id, family: bundle.manifest.family });
     const decode = async (part: Float32Array, shape: LatentShape) => {
       const [pixels] = await decoder.decode({ model: bundle.id, latents: [part], shape, wide: true });
       return pixels!;

@@ -5,6 +5,7 @@ import { z } from "zod";
 import type { DeviceSpec } from "./device/device.ts";
 import { PROVIDERS } from "./device/onnx/providers.ts";
 import { SIMULATED_GPUS } from "./device/simulated/gpu-figures.ts";
+import { DECODE_TILE_PIXELS } from "./stages/image-decode.ts";
 
 export interface WorkerConfig {
   readonly id: string;
@@ -25,6 +26,8 @@ export interface WorkerConfig {
   readonly ageingMs: number;
   /** Where what was learned is kept between runs; undefined: nowhere. */
   readonly stateDir: string | undefined;
+  /** Pictures of more pixels are decoded in tiles. */
+  readonly decodeTilePixels: number;
   readonly drainMs: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
@@ -68,6 +71,7 @@ const schema = z.object({
   // Long beside a step, so that urgent work hardly notices; short beside the patience of whoever waits for bulk work.
   ATELIER_AGEING_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(2000),
   ATELIER_STATE_DIR: z.string().optional(),
+  ATELIER_DECODE_TILE_PIXELS: fromEnv.integer({ min: 64 * 64, max: 16_384 ** 2 }).default(DECODE_TILE_PIXELS),
   // Kubernetes' default grace period is 30 s.
   ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
   ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
@@ -88,6 +92,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     stepBatchMax: values.ATELIER_STEP_BATCH_MAX,
     ageingMs: values.ATELIER_AGEING_MS,
     stateDir: values.ATELIER_STATE_DIR,
+    decodeTilePixels: values.ATELIER_DECODE_TILE_PIXELS,
     drainMs: values.ATELIER_DRAIN_MS,
     logLevel: values.ATELIER_LOG_LEVEL,
   });

@@ -2,6 +2,7 @@
 
 export type { ServiceMessage } from "@atelier/lifecycle";
 export { type Bundle, readBundle } from "./bundle/index.ts";
+export { openDevice } from "./device/device.ts";
 export {
   createPipeline,
   type GenerationCall,
@@ -12,4 +13,6 @@ export {
 } from "./pipeline.ts";
 export { PromptTokenizer, parsePrompt } from "./prompt/index.ts";
 export type { GenerationRequest } from "./request.ts";
+export { toRgb } from "./stages/image-decode.ts";
 export type { EncodedImage, ImageFormat } from "./stages/image-file.ts";
+export { decodeInTiles } from "./stages/tiled-decode.ts";

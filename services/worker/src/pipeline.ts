@@ -43,6 +43,8 @@ export interface PipelineLimits {
   readonly stepBatchMax: number;
   /** A class of requests that could run and got no turn for so long gets the next step batch. */
   readonly ageingMs?: number;
+  /** Pictures of more pixels are decoded in tiles; absent: of more than 1024 x 1024. */
+  readonly decodeTilePixels?: number;
 }
 
 export interface PipelineObserver {
@@ -80,6 +82,8 @@ export interface GenerationOutcome {
   readonly modelDigest: string;
   readonly hiresFix: HiresFix | undefined;
   readonly promptChunks: number;
+  /** Whether the VAE decoded in tiles. */
+  readonly tiledDecode: boolean;
   /** By how much a prediction may depend on its batch mates; 0: not at all. */
   readonly batchDifference: number;
   /** Both prompts were embedded before: the text encoder did not run. */
@@ -163,6 +167,7 @@ export class Pipeline {
   readonly #inFlight = new Map<string, Running>();
   readonly #listeners = new Set<() => void>();
   #reading = 0; // requests whose picture is being read
+  #denoising = 0; // images between noise and finished latent
 
   constructor(
     { device, limits, observer, onProblem = () => {}, clock = systemClock }: PipelineOptions,
@@ -435,6 +440,7 @@ export class Pipeline {
       modelDigest: model.bundle.digest,
       hiresFix: phases.hiresFix,
       promptChunks: text.promptChunks,
+      tiledDecode: done.some((image) => image.tiled),
       batchDifference: Math.max(...done.map((image) => image.batchDifference)),
       embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
       preemptions: done.reduce((sum, image) => sum + image.preemptions, 0),
@@ -468,7 +474,8 @@ export class Pipeline {
     const { sampler, steps, karras, guidanceScale } = request;
 
     const from = request.resumeFrom?.get(imageIndex);
-    const denoised = await this.#threads.denoise.run(
+    this.#denoising += 1;
+    const denoising = this.#threads.denoise.run(
       id,
       {
         model: request.model,
@@ -487,6 +494,9 @@ export class Pipeline {
       },
       { signal },
     );
+    const denoised = await denoising.finally(() => {
+      this.#denoising -= 1;
+    });
     if ("left" in denoised) {
       this.#tellCheckpoint(running, imageIndex, denoised.left);
       throw this.#leaving!;
@@ -496,13 +506,15 @@ export class Pipeline {
     call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
 
     try {
-      const image = await this.#threads.imageDecode.run(
+      const { image, tiled } = await this.#threads.imageDecode.run(
         id,
         {
           model: request.model,
           latent,
           shape: phases.refine?.shape ?? phases.shape,
           scaling: { scalingFactor, shiftFactor },
+          tile: model.bundle.decodeTile,
+          wide: this.#denoising === 0,
           encoding: request.encoding,
           deadlineAtMs,
         },
@@ -510,7 +522,7 @@ export class Pipeline {
       );
       if (signal.aborted) throw toServingError(signal.reason);
       call.onEvent({ type: "image", imageIndex, seed, image });
-      return { startedAtMs, denoisedAtMs, batchDifference, preemptions };
+      return { startedAtMs, denoisedAtMs, batchDifference, preemptions, tiled };
     } finally {
       this.#threads.denoise.tell({ taken: 1 });
     }

@@ -26,6 +26,8 @@ export interface Bundle {
   readonly scalingFactor: number;
   readonly shiftFactor?: number;
   readonly latentChannels: number;
+  /** Places of a latent along the side of a tile, where the VAE decodes in tiles. */
+  readonly decodeTile: number;
   /** Length of one token's embedding, for the text encoder and the U-Net alike. */
   readonly crossAttentionDim: number;
   /** In the order in which their hidden states are joined along the width. */
@@ -112,6 +114,7 @@ export async function readBundle(dir: string, { lenderDirs = [] }: ReadBundleOpt
     scalingFactor: vaeDecoder.scalingFactor,
     ...(vaeDecoder.shiftFactor === undefined ? {} : { shiftFactor: vaeDecoder.shiftFactor }),
     latentChannels: vaeDecoder.latentChannels,
+    decodeTile: vaeDecoder.decodeTile,
     crossAttentionDim: unet.crossAttentionDim,
     textEncoders: roles.map((role, i) => bundleTextEncoder(files, role, textEncoders[i])),
     textDigest: bundleDigest(partsOfFolders(files.parts, textFolders)),

@@ -36,6 +36,8 @@ const vae = z.object({
   shift_factor: z.number().nullish(),
   // Three halvings, one fewer than there are blocks: the factor 8 that sizes are reckoned by.
   block_out_channels: z.array(z.int()).length(4).optional(),
+  // Pixels along the side of what it was trained on; a pair where that was no square.
+  sample_size: z.union([z.int().min(1), z.tuple([z.int().min(1), z.int().min(1)])]).optional(),
   latents_mean: z.null().optional(),
   latents_std: z.null().optional(),
 });
@@ -52,7 +54,12 @@ export interface NetworkConfigs {
   readonly textEncoders: readonly (TextEncoderConfig | undefined)[];
   readonly unet: { readonly inChannels: number; readonly crossAttentionDim: number } | undefined;
   readonly vaeDecoder:
-    | { readonly latentChannels: number; readonly scalingFactor: number; readonly shiftFactor: number | undefined }
+    | {
+        readonly latentChannels: number;
+        readonly scalingFactor: number;
+        readonly shiftFactor: number | undefined;
+        readonly decodeTile: number;
+      }
     | undefined;
 }
 
@@ -102,6 +109,7 @@ export async function readNetworkConfigs(
       latentChannels: decoder.latent_channels,
       scalingFactor: decoder.scaling_factor,
       shiftFactor: decoder.shift_factor ?? undefined,
+      decodeTile: decodeTileOf(decoder),
     },
   };
 }
@@ -170,4 +178,15 @@ async function readConfigFile<Schema extends z.ZodType>(
     problems.add(file, `${path.join(".")} is ${show(json[String(path[0])])}: ${message}`);
   }
   return undefined;
+}
+
+/** Smaller tiles would be border for the most part. */
+const DECODE_TILE_MIN = 32;
+const DECODE_TILE_DEFAULT = 64;
+
+/** As in diffusers the size that the VAE was trained on, in places of a latent; a multiple of 4, as tiles overlap by a quarter. */
+function decodeTileOf({ sample_size: size }: VaeConfig): number {
+  if (size === undefined) return DECODE_TILE_DEFAULT;
+  const pixels = typeof size === "number" ? size : size[0];
+  return Math.max(DECODE_TILE_MIN, Math.floor(pixels / 8 / 4) * 4);
 }

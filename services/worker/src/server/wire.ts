@@ -185,7 +185,7 @@ export function wireCompleted(
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
   const { modelDigest, hiresFix, promptChunks, times } = outcome;
-  const { embeddingsCached, batchDifference, preemptions, resumedAtSteps } = outcome;
+  const { embeddingsCached, batchDifference, preemptions, tiledDecode, resumedAtSteps } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -199,6 +199,7 @@ export function wireCompleted(
     embeddingsCached,
     preemptions,
     resumedAtSteps: [...resumedAtSteps],
+    tiledDecode,
   });
   return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
 }

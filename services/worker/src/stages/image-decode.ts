@@ -1,6 +1,7 @@
 import { type Deadline, ServingError } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
 import type { EncodedImage, ImageEncoding, RgbImage } from "./image-file.ts";
+import { decodeInTiles, needsTiles } from "./tiled-decode.ts";
 
 /** What the image-decode stage needs of a device. */
 export interface VaeDecoder {
@@ -41,32 +42,67 @@ export interface DecodeJob {
   readonly latent: Float32Array;
   readonly shape: LatentShape;
   readonly scaling: LatentScaling;
+  /** Places of a latent along the side of a tile, where it is decoded in tiles. */
+  readonly tile: number;
+  /** With all of the device's threads; see `DecodeWork`. */
+  readonly wide: boolean;
   readonly encoding: ImageEncoding;
   readonly deadline: Deadline;
 }
 
+export interface DecodedImage {
+  readonly image: EncodedImage;
+  /** Whether it was decoded in tiles. */
+  readonly tiled: boolean;
+}
+
 export type DecodeOutcome =
-  | { readonly job: DecodeJob; readonly image: EncodedImage; readonly error?: undefined }
+  | { readonly job: DecodeJob; readonly decoded: DecodedImage; readonly error?: undefined }
   | { readonly job: DecodeJob; readonly error: ServingError };
 
-/** Turns finished latents into image files, one at a time, oldest first. */
+/**
+ * Pictures of more pixels than this are decoded in tiles, unless configured otherwise: the largest that SDXL was trained
+ * on. Tiles take less memory, somewhat more time, and differ a little in tone.
+ */
+export const DECODE_TILE_PIXELS = 1024 * 1024;
+
+export interface DecodeLimits {
+  readonly waitingMax: number;
+  /** Latents in one run of the decoder. */
+  readonly batchMax: number;
+  /** Pictures that are being made into files while the decoder goes on; at this many it waits for one. */
+  readonly encodingMax: number;
+  /** A picture of more pixels is decoded in tiles. */
+  readonly wholePixelsMax: number;
+}
+
+export interface DecodeParts {
+  readonly vae: VaeDecoder;
+  readonly encode: EncodeImage;
+  /** Told what became of each job, once. */
+  readonly onOutcome: (outcome: DecodeOutcome) => void;
+}
+
+/**
+ * Turns finished latents into image files, oldest first; with it go those of its model and shape that wait as well.
+ * Files are written by other threads (sharp's) while the next latents are decoded.
+ */
 export class ImageDecodeStage {
-  readonly #vae: VaeDecoder;
-  readonly #encode: EncodeImage;
-  readonly #waitingMax: number;
+  readonly #parts: DecodeParts;
+  readonly #limits: DecodeLimits;
   readonly #cancelled = new Set<string>();
+  readonly #encoding = new Set<Promise<void>>();
   #waiting: DecodeJob[] = [];
 
-  constructor(vae: VaeDecoder, encode: EncodeImage, limits: { waitingMax: number }) {
-    this.#vae = vae;
-    this.#encode = encode;
-    this.#waitingMax = limits.waitingMax;
+  constructor(parts: DecodeParts, limits: DecodeLimits) {
+    this.#parts = parts;
+    this.#limits = limits;
   }
 
   /** @throws ServingError OVERLOADED when the waiting room is full. */
   enqueue(job: DecodeJob): void {
-    if (this.#waiting.length >= this.#waitingMax) {
-      throw new ServingError("OVERLOADED", `${this.#waitingMax} latents already wait to be decoded`);
+    if (this.#waiting.length >= this.#limits.waitingMax) {
+      throw new ServingError("OVERLOADED", `${this.#limits.waitingMax} latents already wait to be decoded`);
     }
     this.#waiting.push(job);
   }
@@ -80,28 +116,120 @@ export class ImageDecodeStage {
     return this.#waiting.length > 0;
   }
 
-  /** Decodes the oldest waiting job. Undefined when none waits. */
-  async step(): Promise<DecodeOutcome | undefined> {
-    const job = this.#waiting.shift();
-    if (job === undefined) return undefined;
-    if (this.#cancelled.delete(job.id)) {
-      return { job, error: new ServingError("CANCELLED", "the caller took the request back") };
-    }
-    try {
-      job.deadline.check("decoding the image");
-      return { job, image: await this.#decode(job) };
-    } catch (error) {
-      if (!(error instanceof ServingError)) throw error;
-      return { job, error };
+  /** One turn: drop, decode once, and hand what came of it to be encoded. */
+  async step(): Promise<void> {
+    this.#dropEnded();
+    if (this.#encoding.size >= this.#limits.encodingMax) await Promise.race(this.#encoding);
+    const batch = this.#takeBatch();
+    if (batch.length > 0) await this.#decode(batch);
+  }
+
+  /** Resolves when every file that was begun is written and told of. */
+  async settled(): Promise<void> {
+    while (this.#encoding.size > 0) await Promise.all(this.#encoding);
+  }
+
+  #dropEnded(): void {
+    const jobs = this.#waiting;
+    this.#waiting = [];
+    for (const job of jobs) {
+      try {
+        if (this.#cancelled.delete(job.id)) throw new ServingError("CANCELLED", "the caller took the request back");
+        job.deadline.check("decoding the image");
+        this.#waiting.push(job);
+      } catch (error) {
+        this.#fail(job, error);
+      }
     }
   }
 
-  async #decode({ model, latent, shape, scaling, encoding }: DecodeJob): Promise<EncodedImage> {
-    const { scalingFactor, shiftFactor } = scaling;
-    const unscaled = latent.map((x) => x / scalingFactor + shiftFactor);
-    const [decoded] = await this.#vae.decode({ model, latents: [unscaled], shape, wide: true });
-    return this.#encode(toRgb(decoded!), encoding);
+  #takeBatch(): readonly DecodeJob[] {
+    const [first] = this.#waiting;
+    if (first === undefined) return [];
+    const together = this.#tiled(first) ? [first] : this.#waiting.filter((job) => fitTogether(job, first));
+    const batch = together.slice(0, this.#limits.batchMax);
+    this.#waiting = this.#waiting.filter((job) => !batch.includes(job));
+    return batch;
   }
+
+  /** A batch that the device has no memory for is decoded one by one, and a latent that it has none for in tiles. */
+  async #decode(batch: readonly DecodeJob[], tiled = this.#tiled(batch[0]!)): Promise<void> {
+    const [first] = batch as readonly [DecodeJob];
+    let decoded: readonly DecodedPixels[];
+    try {
+      decoded = tiled ? [await this.#decodeInTiles(first)] : await this.#decodeWhole(batch);
+    } catch (error) {
+      if (error instanceof ServingError && error.code === "OUT_OF_MEMORY") {
+        if (batch.length > 1) return await this.#decodeEach(batch);
+        if (!tiled && needsTiles(first.shape, first.tile)) return await this.#decode(batch, true);
+      }
+      for (const job of batch) this.#fail(job, error);
+      return;
+    }
+    batch.forEach((job, i) => {
+      this.#encode(job, decoded[i]!, tiled);
+    });
+  }
+
+  async #decodeEach(batch: readonly DecodeJob[]): Promise<void> {
+    for (const job of batch) await this.#decode([job]);
+  }
+
+  #decodeWhole(batch: readonly DecodeJob[]): Promise<readonly DecodedPixels[]> {
+    const { model, shape } = batch[0]!;
+    return this.#parts.vae.decode({
+      model,
+      latents: batch.map(unscaled),
+      shape,
+      wide: batch.every(({ wide }) => wide),
+    });
+  }
+
+  #decodeInTiles(job: DecodeJob): Promise<DecodedPixels> {
+    const { model, wide } = job;
+    return decodeInTiles(unscaled(job), job.shape, job.tile, async (latent, shape) => {
+      job.deadline.check("decoding the image");
+      const [decoded] = await this.#parts.vae.decode({ model, latents: [latent], shape, wide });
+      return decoded!;
+    });
+  }
+
+  #tiled({ shape, tile }: DecodeJob): boolean {
+    const pixels = shape.height * shape.width * 64;
+    return pixels > this.#limits.wholePixelsMax && needsTiles(shape, tile);
+  }
+
+  /** The pixels are the device's: they are read before this returns. */
+  #encode(job: DecodeJob, pixels: DecodedPixels, tiled: boolean): void {
+    let rgb: RgbImage;
+    try {
+      rgb = toRgb(pixels);
+    } catch (error) {
+      this.#fail(job, error);
+      return;
+    }
+    const encoding = this.#parts.encode(rgb, job.encoding).then(
+      (image) => this.#parts.onOutcome({ job, decoded: { image, tiled } }),
+      (error: unknown) => this.#fail(job, error),
+    );
+    this.#encoding.add(encoding);
+    void encoding.finally(() => this.#encoding.delete(encoding));
+  }
+
+  /** @throws what is no ServingError: a bug. */
+  #fail(job: DecodeJob, error: unknown): void {
+    if (!(error instanceof ServingError)) throw error;
+    this.#parts.onOutcome({ job, error });
+  }
+}
+
+function fitTogether(a: DecodeJob, b: DecodeJob): boolean {
+  const sameShape = a.shape.height === b.shape.height && a.shape.width === b.shape.width;
+  return a.model === b.model && sameShape;
+}
+
+function unscaled({ latent, scaling: { scalingFactor, shiftFactor } }: DecodeJob): Float32Array {
+  return latent.map((x) => x / scalingFactor + shiftFactor);
 }
 
 /**

@@ -1,14 +1,20 @@
 import { Deadline, systemClock } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
 import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
-import { ImageDecodeStage, type LatentScaling, type VaeDecoder } from "../stages/image-decode.ts";
-import { type EncodedImage, encodeImage, type ImageEncoding } from "../stages/image-file.ts";
+import {
+  type DecodedImage,
+  type DecodeLimits,
+  ImageDecodeStage,
+  type LatentScaling,
+  type VaeDecoder,
+} from "../stages/image-decode.ts";
+import { encodeImage, type ImageEncoding } from "../stages/image-file.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
 export interface ImageDecodeData {
   readonly device: DeviceSpec;
-  readonly limits: { readonly waitingMax: number };
+  readonly limits: DecodeLimits;
 }
 
 export interface ImageDecodeWork {
@@ -16,6 +22,9 @@ export interface ImageDecodeWork {
   readonly latent: Float32Array;
   readonly shape: LatentShape;
   readonly scaling: LatentScaling;
+  readonly tile: number;
+  /** Nothing else wants the device. */
+  readonly wide: boolean;
   readonly encoding: ImageEncoding;
   readonly deadlineAtMs: number;
 }
@@ -24,12 +33,23 @@ await hostStage(openImageDecode);
 
 function openImageDecode(
   { device, limits }: ImageDecodeData,
-  reply: Reply<EncodedImage, never>,
+  reply: Reply<DecodedImage, never>,
 ): HostedStage<ImageDecodeWork, never, NetworkFiles> {
   const opener = openDevice(device);
   const decoders = new ModelNetworks((files: NetworkFiles) => opener.openVaeDecoder(files));
   const vae: VaeDecoder = { decode: (work) => decoders.get(work.model).decode(work) };
-  const stage = new ImageDecodeStage(vae, encodeImage, limits);
+  const stage = new ImageDecodeStage(
+    {
+      vae,
+      encode: encodeImage,
+      onOutcome: (outcome) => {
+        const { id } = outcome.job;
+        if (outcome.error !== undefined) reply.failed(id, outcome.error);
+        else reply.done(id, outcome.decoded, [outcome.decoded.image.data.buffer]);
+      },
+    },
+    limits,
+  );
 
   return {
     openModel: (files) => decoders.open(files),
@@ -41,12 +61,10 @@ function openImageDecode(
     get busy() {
       return stage.busy;
     },
-    async step() {
-      const outcome = await stage.step();
-      if (outcome === undefined) return;
-      if (outcome.error !== undefined) reply.failed(outcome.job.id, outcome.error);
-      else reply.done(outcome.job.id, outcome.image, [outcome.image.data.buffer]);
+    step: () => stage.step(),
+    async release() {
+      await stage.settled();
+      await decoders.closeAll();
     },
-    release: () => decoders.closeAll(),
   };
 }

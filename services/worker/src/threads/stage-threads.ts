@@ -1,7 +1,7 @@
 import type { DeviceSpec, NetworkFiles } from "../device/device.ts";
 import type { Model } from "../models.ts";
+import { DECODE_TILE_PIXELS, type DecodedImage } from "../stages/image-decode.ts";
 import type { LatentDistribution } from "../stages/image-encode.ts";
-import type { EncodedImage } from "../stages/image-file.ts";
 import type { StepTime } from "../step-times.ts";
 import type {
   DenoiseCommand,
@@ -19,6 +19,13 @@ import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork 
 
 /** Finished latents that may wait for the VAE before denoising finishes no more of them. A latent is small: a few hundred KB at most. */
 const UNDECODED_MAX = 16;
+/**
+ * Latents in one run of a VAE decoder, on a GPU. On a CPU one: a picture alone fills the threads, and the first of a
+ * batch would wait for the last.
+ */
+const DECODE_BATCH_MAX = 4;
+/** Pictures that sharp makes into files while the VAE goes on: as many as libuv has threads for it. */
+const ENCODING_MAX = 4;
 /** Chunks of 77 tokens in one run of a text encoder. */
 const CHUNKS_MAX = 16;
 /** Embedded prompts kept: some 280 of SD 1.5's (77 x 768 floats, 240 KB), some 100 of SDXL's (77 x 2048). */
@@ -29,7 +36,7 @@ export interface StageThreads {
   readonly textEncode: StageThread<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>;
   readonly imageEncode: StageThread<ImageEncodeWork, LatentDistribution, never, never, NetworkFiles>;
   readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>;
-  readonly imageDecode: StageThread<ImageDecodeWork, EncodedImage, never, never, NetworkFiles>;
+  readonly imageDecode: StageThread<ImageDecodeWork, DecodedImage, never, never, NetworkFiles>;
   /**
    * Opens a model's networks in all of them at once, beside what runs there. `onNetwork` hears of each stage's as it is open.
    *
@@ -50,6 +57,8 @@ export interface StageThreadsOptions {
     readonly stepBatchMax: number;
     readonly ageingMs: number;
     readonly numImagesMax: number;
+    /** Pictures of more pixels are decoded in tiles. */
+    readonly decodeTilePixels?: number;
   };
   /** What was learned of U-Net runs in earlier runs. */
   readonly stepTimes: readonly StepTime[];
@@ -64,7 +73,7 @@ export interface StageThreadsOptions {
  */
 export async function openStageThreads(options: StageThreadsOptions): Promise<StageThreads> {
   const { device, onReport, onFatal } = options;
-  const { queueMax, stepBatchMax, ageingMs, numImagesMax } = options.limits;
+  const { queueMax, stepBatchMax, ageingMs, numImagesMax, decodeTilePixels = DECODE_TILE_PIXELS } = options.limits;
   const textData: TextEncodeData = {
     device,
     limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
@@ -77,7 +86,12 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
   };
   const decodeData: ImageDecodeData = {
     device,
-    limits: { waitingMax: UNDECODED_MAX },
+    limits: {
+      waitingMax: UNDECODED_MAX,
+      batchMax: device.kind === "onnx" && device.provider === "cpu" ? 1 : DECODE_BATCH_MAX,
+      encodingMax: ENCODING_MAX,
+      wholePixelsMax: decodeTilePixels,
+    },
   };
 
   const [textEncode, imageEncode, denoise, imageDecode] = await Promise.allSettled([
@@ -97,7 +111,7 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
       onReport,
       onFatal,
     }),
-    StageThread.open<ImageDecodeWork, EncodedImage, never, never, NetworkFiles>({
+    StageThread.open<ImageDecodeWork, DecodedImage, never, never, NetworkFiles>({
       module: new URL("./image-decode.thread.ts", import.meta.url),
       data: decodeData,
       onFatal,
