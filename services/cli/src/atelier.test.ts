@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
@@ -297,6 +297,46 @@ describe("atelier models ls", () => {
   });
 });
 
+describe.each(["import", "quantize"])("atelier models %s", (tool) => {
+  it("runs the trainer's tool where the user is, passes everything on, and ends with its exit code", async () => {
+    const args = ["./sd15", "--out", "my model", "--new-option=1", "--force"];
+    const atelier = start("models", tool, ...args, { FAKE_ROOT: fakePython('echo "error: no" >&2; exit 1') });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toBe("error: no\n");
+    expect(atelier.stdout.split("\n")).toEqual([
+      `in ${realpathSync(folder)}, PYTHONPATH ${folder}/services/trainer`,
+      ...["-m", "atelier_trainer", tool, ...args],
+      "",
+    ]);
+  });
+
+  it("says what Python needs, in both languages, when it cannot be set up", async () => {
+    mkdirSync(join(folder, "scripts"));
+    writeFileSync(join(folder, "scripts/python-env.sh"), "echo 'python-env: 1 GB free' >&2; exit 1");
+    const atelier = start("models", tool, "a", { FAKE_ROOT: folder });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toMatch(/^python-env: 1 GB free\nerror: the Python tools could not be set up/);
+    expect(atelier.stderr).toContain("Python 3.11 or newer");
+    expect(atelier.stderr).toContain("无法准备 Python 环境");
+  });
+
+  it("stops the tool when it is stopped", async () => {
+    const waits = "trap 'echo told >&2; kill $!; exit 143' TERM; sleep 60 & echo waiting; wait";
+    const atelier = start("models", tool, "a", { FAKE_ROOT: fakePython(waits) });
+    await atelier.printed("waiting");
+    atelier.signal("SIGTERM");
+    expect(await atelier.exitCode).toBe(130);
+    expect(atelier.stderr).toBe("told\n");
+  });
+
+  it("prints its options without any Python", async () => {
+    const atelier = start("models", tool, "--help", { FAKE_ROOT: "/nowhere" });
+    expect(await atelier.exitCode).toBe(0);
+    expect(atelier.stdout).toMatch(/Usage: atelier models \w+ <\w+> --out <folder> \[options\]/);
+    expect(atelier.stdout).toContain(`Examples · 示例:\n  atelier models ${tool}`);
+  });
+});
+
 describe("atelier", () => {
   it("prints its version and help with examples", async () => {
     const version = start("--version");
@@ -368,6 +408,16 @@ function start(...given: (string | Record<string, string>)[]) {
     output.stderr += chunk;
   });
   return output;
+}
+
+/** A repository in `folder` whose Python says where it was started and with what, and then runs `script`. */
+function fakePython(script: string): string {
+  mkdirSync(join(folder, "scripts"));
+  mkdirSync(join(folder, "env/bin"), { recursive: true });
+  writeFileSync(join(folder, "scripts/python-env.sh"), `echo "${folder}/env"`);
+  const say = 'echo "in $(pwd -P), PYTHONPATH $PYTHONPATH"; printf "%s\\n" "$@"';
+  writeFileSync(join(folder, "env/bin/python"), `#!/usr/bin/env bash\n${say}\n${script}\n`, { mode: 0o755 });
+  return folder;
 }
 
 async function runningUrl(): Promise<string> {

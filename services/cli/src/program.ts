@@ -5,6 +5,7 @@ import { CliError } from "./cli-error.ts";
 import { formatOf } from "./client/image-files.ts";
 import { generate } from "./commands/generate.ts";
 import { listModels } from "./commands/list-models.ts";
+import { type TrainerToolOptions, trainerTool } from "./commands/trainer-tool.ts";
 import { up } from "./commands/up.ts";
 import type { ServiceEntries } from "./system/local-system.ts";
 
@@ -51,7 +52,7 @@ function createProgram(options: ProgramOptions, finish: (exitCode: number) => vo
     .exitOverride();
   addUp(program, options, finish);
   addGenerate(program, options, finish);
-  addModels(program, options);
+  addModels(program, options, finish);
   return program;
 }
 
@@ -164,8 +165,14 @@ function addGenerate(
     });
 }
 
-function addModels(program: Command, { defaultUrl }: ProgramOptions): void {
-  const models = program.command("models").description("the models that a running system serves · 模型");
+function addModels(
+  program: Command,
+  { root, defaultUrl, env }: ProgramOptions,
+  finish: (exitCode: number) => void,
+): void {
+  const models = program
+    .command("models")
+    .description("the models that a running system serves, and new ones from published weights · 模型");
   models
     .command("ls", { isDefault: true })
     .description("list them")
@@ -173,7 +180,61 @@ function addModels(program: Command, { defaultUrl }: ProgramOptions): void {
     .option("--json", "print them as JSON", false)
     .addHelpText("after", examples(["atelier models ls", "atelier models ls --json"]))
     .action((given) => listModels({ url: given.url, json: given.json }));
+
+  const addTool = (command: TrainerToolOptions["command"], usage: string, description: string, help: string) =>
+    models
+      .command(command)
+      .usage(usage)
+      .description(description)
+      .argument("[arguments...]")
+      .allowUnknownOption()
+      .addHelpText("after", help)
+      .action(async (_given: unknown, _options: unknown, tool: Command) =>
+        finish(await trainerTool({ root, command, args: tool.args, cwd: env["INIT_CWD"] ?? "." })),
+      );
+  addTool(
+    "import",
+    "<source> --out <folder> [options]",
+    "write a bundle from published Stable Diffusion 1.x, 2.x or XL weights · 导入模型",
+    IMPORT_HELP + examples(IMPORT_EXAMPLES),
+  );
+  addTool(
+    "quantize",
+    "<bundle> --out <folder> [options]",
+    "write a bundle with 8-bit weights from another · 量化模型",
+    QUANTIZE_HELP + examples(["atelier models quantize ./sd15 --out ./sd15-int8 --mode weight-only"]),
+  );
 }
+
+const IMPORT_HELP = `
+Source · 来源:
+  a diffusers folder, or a single .safetensors checkpoint; pickles (.bin, .ckpt, .pt) are refused · 不读取 pickle 文件
+
+Options of the import · 导入选项:
+  --out <folder>              bundle folder to write; nothing is left there when the import fails
+  --force                     replace the bundle that is there
+  --id <id>, --name <text>    what requests and people call it (default: from the source's name)
+  --license <name>            for the manifest (default: what the model card says)
+  --fp16                      float16 weights and arithmetic, for GPUs
+  --external-data             weights beside each graph, as is always done over 1 GiB
+  --text-encoder-from <bundle>, --vae-from <bundle>
+                              borrow a part from a bundle that has the same
+  --tokenizer <path>          of a single file: CLIP's vocabulary, a tokenizer folder or bpe_simple_vocab_16e6.txt.gz
+  --prediction <kind>         of a single file: epsilon or v_prediction
+  --configs <folder>          of a single file: config.json files in the place of the published figures
+
+It works offline, in Python, whose environment is built at the first call (6.5 GB).`;
+
+const IMPORT_EXAMPLES = [
+  "atelier models import ./stable-diffusion-v1-5 --out ./models/sd15 --fp16",
+  "atelier models import dreamy.safetensors --out ./models/dreamy --tokenizer ./stable-diffusion-v1-5/tokenizer",
+  "atelier up --models ./models/sd15",
+];
+
+const QUANTIZE_HELP = `
+Every option is passed on to \`python -m atelier_trainer quantize\`, which says what it takes:
+  --out <folder>              bundle folder to write
+  --mode <name>               dynamic or weight-only`;
 
 function embeddedModel(root: string): string {
   return join(root, "deploy/models/atelier-tiny");

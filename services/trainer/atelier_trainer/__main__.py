@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from .importing import command as importing
+
 PHASES = ("draw", "tokenizer", "clip", "vae", "latents", "decoder", "unet", "judge")
 
 
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--out", type=Path, required=True)
     toy = commands.add_parser("toy", help="train everything for a few steps, export, compare torch with onnxruntime")
     toy.add_argument("--out", type=Path, required=True)
+    importing.add_arguments(commands.add_parser("import", help="write a bundle from a published model"))
     return parser
 
 
@@ -67,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     from .config import RECIPES, Workspace
 
     torch.set_num_threads(args.threads)
+    if args.command == "import":
+        return importing.run(args)
     recipe = replace(RECIPES["toy" if args.command == "toy" else args.recipe], seed=args.seed)
     work = Workspace(args.work, recipe)
     if args.command in PHASES:

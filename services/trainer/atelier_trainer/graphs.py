@@ -100,6 +100,7 @@ def _save(model: onnx.ModelProto, path: Path, external_data: bool) -> None:
         (path.parent / (path.name + EXTERNAL_SUFFIX)).unlink(missing_ok=True)  # onnx would append to it
         onnx.save(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True,
                   location=path.name + EXTERNAL_SUFFIX, size_threshold=1024, convert_attribute=False)
+        (path.parent / (path.name + EXTERNAL_SUFFIX)).chmod(path.stat().st_mode)  # onnx lets nobody else read it
     else:
         onnx.save(model, str(path))
     onnx.checker.check_model(str(path))

@@ -15,12 +15,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from atelier_trainer.graphs import round_to_half
-from atelier_trainer.tokenizer import byte_alphabet
+from atelier_trainer.tokenizer import END, START, byte_alphabet
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 NATIVE_SIZE = 64  # pixels
 TOKENS = 77
-START, END = "<|startoftext|>", "<|endoftext|>"
 # Enough words that tokens of several letters occur; everything else falls apart into bytes.
 WORDS = "a an the on in of and red blue green white black mug vase shirt lamp wooden table background photo".split()
 
@@ -47,7 +46,7 @@ SCHEDULERS = {
 
 def write_tokenizer(folder: Path, pad_token: str) -> int:
     """CLIP's tokenizer with a small vocabulary, in the files that were published with it; returns how many ids it has."""
-    alphabet = [byte_alphabet()[b] for b in _bytes_in_clips_order()]
+    alphabet = byte_alphabet()
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
@@ -70,11 +69,6 @@ def write_tokenizer(folder: Path, pad_token: str) -> int:
     return len(tokens)
 
 
-def _bytes_in_clips_order() -> list[int]:
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return printable + [b for b in range(256) if b not in printable]
-
-
 def dump(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,18 +85,18 @@ def new_unet(family: str) -> UNet2DConditionModel:
     shared = {"sample_size": NATIVE_SIZE // 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 8}
     if family == "sdxl":
         return UNet2DConditionModel(
-            **shared, block_out_channels=(8, 16, 24), down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+            **shared, block_out_channels=(8, 16, 16), down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
             up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"), transformer_layers_per_block=[1, 1, 2],
-            attention_head_dim=[1, 2, 3], cross_attention_dim=32 + 24, use_linear_projection=True,
+            attention_head_dim=[1, 2, 2], cross_attention_dim=32 + 24, use_linear_projection=True,
             addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8,
         )
     blocks = {
-        "block_out_channels": (8, 16, 24, 24), "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "block_out_channels": (8, 16, 16, 16), "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
         "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), "cross_attention_dim": 32,
     }
     if family == "sd1":
         return UNet2DConditionModel(**shared, **blocks, attention_head_dim=2)
-    return UNet2DConditionModel(**shared, **blocks, attention_head_dim=[1, 2, 3, 3], use_linear_projection=True, upcast_attention=True)
+    return UNet2DConditionModel(**shared, **blocks, attention_head_dim=[1, 2, 2, 2], use_linear_projection=True, upcast_attention=True)
 
 
 def new_vae(family: str) -> AutoencoderKL:

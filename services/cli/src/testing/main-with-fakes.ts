@@ -5,7 +5,7 @@ import { run } from "../program.ts";
 process.exit(
   await run(process.argv.slice(2), {
     version: "1.2.3",
-    root: "/repository",
+    root: process.env["FAKE_ROOT"] ?? "/repository",
     entries: {
       worker: join(import.meta.dirname, "fake-worker.ts"),
       gateway: join(import.meta.dirname, "fake-gateway.ts"),
