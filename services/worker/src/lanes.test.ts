@@ -24,7 +24,7 @@ describe("pictures of one seed", () => {
         lanes.add(run.lane);
         rows.add(run.rows);
       });
-      await pipeline.warmUp();
+      await pipeline.preload();
       const oneByOne: Uint8Array[] = [];
       for (const request of REQUESTS) oneByOne.push(await picture(pipeline, request));
       expect(lanes).toEqual(new Set(["wide"]));

@@ -41,7 +41,7 @@ async function main(): Promise<void> {
     onFatal: fail,
   });
   metrics.state = () => pipeline.state;
-  await pipeline.warmUp();
+  await pipeline.preload();
   if (tensorrtCacheDir !== undefined) await checkTensorrtCache(tensorrtCacheDir, logger);
   server.open(pipeline);
   tellParent({ type: "ready" });

@@ -1,5 +1,7 @@
 import { ServingError, toServingError } from "@atelier/core";
 import { type Bundle, readBundle } from "./bundle/index.ts";
+import type { NetworkBytes } from "./memory/activations.ts";
+import { networkBytes } from "./memory/file-bytes.ts";
 import { Plans } from "./plans.ts";
 import { type RequestLimits, requestLimits } from "./request.ts";
 
@@ -8,6 +10,7 @@ export interface Model {
   readonly bundle: Bundle;
   readonly limits: RequestLimits;
   readonly plans: Plans;
+  readonly fileBytes: NetworkBytes;
 }
 
 /**
@@ -23,10 +26,15 @@ export async function readModels(dirs: readonly string[]): Promise<ReadonlyMap<s
   for (const bundle of bundles) {
     const other = models.get(bundle.id);
     if (other !== undefined) errors.push(twice(bundle, other.bundle));
-    else models.set(bundle.id, { bundle, limits: requestLimits(bundle.manifest), plans: new Plans(bundle.scheduler) });
+    else models.set(bundle.id, await modelOf(bundle));
   }
   if (errors.length > 0) throw allOf(errors);
   return models;
+}
+
+async function modelOf(bundle: Bundle): Promise<Model> {
+  const fileBytes = await networkBytes(bundle);
+  return { bundle, limits: requestLimits(bundle.manifest), plans: new Plans(bundle.scheduler), fileBytes };
 }
 
 /** Several failures as one: the code of the first, every message, one a line. */

@@ -1,10 +1,17 @@
+import { randomUUID } from "node:crypto";
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
 import { checkMovedImage } from "./denoise-state/check-moved-image.ts";
 import type { MovedImage } from "./denoise-state/denoise-state.ts";
-import { type DeviceSpec, deviceName } from "./device/device.ts";
+import { type DeviceSpec, deviceName, narrowLanesMax } from "./device/device.ts";
 import { markImage } from "./device/simulated/mark.ts";
+import { totalBytes } from "./memory/file-bytes.ts";
+import { MemoryBudget, type MemoryDemand } from "./memory/memory-budget.ts";
+import { cpuBudgetBytes, memoryOf } from "./memory/model-memory.ts";
+import { type StepRoom, sameRoom } from "./memory/step-room.ts";
+import { ModelLoader } from "./model-loader.ts";
+import { type Claim, type ModelPlace, ModelShelf } from "./model-shelf.ts";
 import { allOf, type Model, readModels } from "./models.ts";
 import { type HiresFix, type Phases, planPhases, stepsDoneAt } from "./phases.ts";
 import { checkRequest, type GenerationRequest } from "./request.ts";
@@ -21,10 +28,17 @@ import { errorOf, failureOf } from "./threads/messages.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
 
 export interface PipelineOptions {
-  /** Bundle folders; each is opened at the start. */
+  /** Bundle folders: the models there are. */
   readonly bundleDirs: readonly string[];
   readonly device: DeviceSpec;
   readonly limits: PipelineLimits;
+  /** What models and their step batches may take together; by default a share of the machine's memory on a CPU. */
+  readonly memoryBudgetBytes?: number | undefined;
+  /**
+   * Bytes of the device's memory that the process has, to learn from; undefined where that cannot be seen. By default the
+   * process's resident memory on a CPU, and nothing elsewhere.
+   */
+  readonly residentBytes?: () => number | undefined;
   /** Hears of every U-Net run and finished stage, for metrics. */
   readonly observer?: PipelineObserver;
   /** Folder where learned step times are kept between runs; nowhere without it. */
@@ -111,14 +125,20 @@ export interface PipelineState {
   /** Share of the last ten seconds in which the denoise lanes ran, 0..1. */
   readonly denoiseBusyRatio: number;
   readonly stepTimes: readonly StepTime[];
+  /** Every model, in memory or not. */
+  readonly places: readonly ModelPlace[];
+  /** As counted: weights and the largest runs so far of what is in memory. */
+  readonly memoryUsedBytes: number;
+  /** Infinity where it is not known. */
+  readonly memoryBudgetBytes: number;
   /** Learned milliseconds of one step of one image with guidance at the model's native size, by model. */
   readonly stepMs: ReadonlyMap<string, number>;
 }
 
 /**
- * Reads the bundles, starts the three stages, and opens every network in them.
+ * Reads the bundles and starts the stages. Models are loaded by `preload()`, or when a request first asks for them.
  *
- * @throws ServingError INVALID_BUNDLE or DEVICE_UNAVAILABLE: everything that is wrong, in one message.
+ * @throws ServingError INVALID_BUNDLE: everything that is wrong with any bundle, in one message.
  */
 export async function createPipeline(options: PipelineOptions): Promise<Pipeline> {
   const models = await readModels(options.bundleDirs);
@@ -139,12 +159,6 @@ export async function createPipeline(options: PipelineOptions): Promise<Pipeline
     stepTimes: known,
     onReport: (report) => pipeline?.heardReport(report),
   });
-  const opened = await Promise.allSettled([...models.values()].map((model) => threads.openModel(model)));
-  const failures = opened.flatMap((outcome) => (outcome.status === "rejected" ? [outcome.reason as unknown] : []));
-  if (failures.length > 0) {
-    await threads.close();
-    throw allOf(failures.flatMap((failure) => (failure instanceof AggregateError ? failure.errors : [failure])));
-  }
   pipeline = new Pipeline(options, { models, threads, times, timesFile, backlog });
   return pipeline;
 }
@@ -164,13 +178,22 @@ export class Pipeline {
   readonly #clock: Clock;
   readonly #stop = new AbortController();
   #leaving: ServingError | undefined;
+  readonly #left = new AbortController();
   readonly #inFlight = new Map<string, Running>();
   readonly #listeners = new Set<() => void>();
-  #reading = 0; // requests whose picture is being read
+  readonly #budget: MemoryBudget;
+  readonly #shelf: ModelShelf;
+  /** What the denoise thread was last told, by model. */
+  readonly #rooms = new Map<string, StepRoom>();
+  /** Requests that are about to be admitted: their picture is being read, or room is made for them. */
+  #entering = 0;
+  /** Requests admitted so far, warm-ups left out. */
+  #admitted = 0;
+  #warmingUp = 0;
   #denoising = 0; // images between noise and finished latent
 
   constructor(
-    { device, limits, observer, onProblem = () => {}, clock = systemClock }: PipelineOptions,
+    options: PipelineOptions,
     parts: {
       models: ReadonlyMap<string, Model>;
       threads: StageThreads;
@@ -179,37 +202,87 @@ export class Pipeline {
       backlog: Backlog;
     },
   ) {
+    const { limits, observer, onProblem = () => {}, clock = systemClock } = options;
     this.models = parts.models;
     this.#threads = parts.threads;
     this.#times = parts.times;
     this.#timesFile = parts.timesFile;
-    this.#device = device;
+    this.#device = options.device;
     this.#onProblem = onProblem;
     this.#backlog = parts.backlog;
     this.#limits = limits;
     this.#observer = observer;
     this.#clock = clock;
+    const onCpu = deviceName(options.device) === "cpu";
+    const models = [...this.models.values()];
+    this.#budget = new MemoryBudget({
+      budgetBytes: options.memoryBudgetBytes ?? (onCpu ? cpuBudgetBytes() : Infinity),
+      models: models.map(memoryOf),
+      narrowLanesMax: narrowLanesMax(options.device),
+    });
+    const io = new ModelLoader({
+      models: this.models,
+      threads: this.#threads,
+      budget: this.#budget,
+      warmUp: (model) => this.#warmUp(model),
+      activity: () => (this.#inFlight.size > this.#warmingUp ? undefined : this.#admitted),
+      // A GPU's memory is no part of the process's.
+      residentBytes: options.residentBytes ?? (() => (onCpu ? process.memoryUsage.rss() : undefined)),
+    });
+    this.#shelf = new ModelShelf({
+      models: models.map(({ bundle, fileBytes }) => ({ id: bundle.id, fileBytes: totalBytes(fileBytes) })),
+      budget: this.#budget,
+      io,
+      clock,
+      onChange: () => this.#changed(),
+    });
   }
 
   /**
-   * Makes the images of one request; events come in order. Rejects once every stage has let go of it.
+   * Loads models one after another, so that each is measured alone: those named, or without names the first, and
+   * further ones in order while they fit.
    *
-   * @throws ServingError INVALID_REQUEST, MODEL_NOT_FOUND, OVERLOADED before "accepted"; after it INVALID_REQUEST for a
-   *   prompt whose weights or length are out of range, DEADLINE_EXCEEDED, NUMERIC_FAILURE, OUT_OF_MEMORY or the
-   *   signal's reason.
+   * @throws ServingError MODEL_NOT_FOUND; otherwise everything that kept any of them from loading, in one message.
+   */
+  async preload(ids?: readonly string[]): Promise<void> {
+    const failures: unknown[] = [];
+    for (const [i, id] of (ids ?? [...this.models.keys()]).entries()) {
+      if (ids === undefined && i > 0 && !this.#shelf.hasRoomFor(id)) continue;
+      await this.loadModel(id, {
+        signal: this.#stop.signal,
+        deadline: Deadline.after(this.#clock, PRELOAD_MAX_MS),
+      }).catch((error: unknown) => failures.push(error));
+    }
+    if (failures.length > 0) throw allOf(failures);
+  }
+
+  /** Makes a model resident; idle ones make room. @throws ServingError as `ModelShelf.load`. */
+  loadModel(id: string, until: { readonly signal: AbortSignal; readonly deadline: Deadline }): Promise<void> {
+    return this.#shelf.load(id, until);
+  }
+
+  /** Takes an idle model out of memory; gives the bytes that are free then. @throws ServingError as `ModelShelf.unload`. */
+  unloadModel(id: string): Promise<number> {
+    return this.#shelf.unload(id);
+  }
+
+  /**
+   * Makes the images of one request; events come in order. Rejects once every stage has let go of it. A model that is on
+   * disk is loaded, and idle ones make room for it; "accepted" comes before a load ends.
+   *
+   * @throws ServingError INVALID_REQUEST, MODEL_NOT_FOUND, OVERLOADED before "accepted", and what a failed load of the
+   *   model has left; after it INVALID_REQUEST for a prompt whose weights or length are out of range,
+   *   DEADLINE_EXCEEDED, NUMERIC_FAILURE, OUT_OF_MEMORY, the load's failure or the signal's reason.
    */
   async generate(request: GenerationRequest, call: GenerationCall): Promise<GenerationOutcome> {
     const { model, phases } = this.#plan(request);
     call.deadline.check("starting the request");
-    const picture = await this.#readInitImage(request);
-    if (call.signal.aborted) throw toServingError(call.signal.reason);
-    const running = this.#admit(request, call, { model, phases, picture });
+    const { running, claim } = await this.#enter(request, call, { model, phases });
     try {
-      return await this.#run(running);
+      return await this.#run(running, claim);
     } finally {
-      this.#inFlight.delete(request.id);
-      for (const id of running.jobIds) this.#backlog.remove(id);
-      this.#changed();
+      claim.release();
+      this.#leave(running);
     }
   }
 
@@ -221,6 +294,9 @@ export class Pipeline {
       backlogMs: this.#backlog.byClassMs,
       denoiseBusyRatio: this.#busy.at(this.#clock.nowMs()),
       stepTimes: this.#times.toJSON(),
+      places: this.#shelf.places,
+      memoryUsedBytes: this.#budget.usedBytes,
+      memoryBudgetBytes: this.#budget.budgetBytes,
       stepMs: new Map([...this.models.values()].map(({ bundle }) => [bundle.id, 2 * this.#nativeMsPerRow(bundle)])),
     };
   }
@@ -229,30 +305,6 @@ export class Pipeline {
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
-  }
-
-  /** Makes one small picture with each model: what onnxruntime allocates at first use, and the first step time. */
-  async warmUp(): Promise<void> {
-    for (const { bundle } of this.models.values()) {
-      const { id, manifest } = bundle;
-      await this.generate(
-        {
-          id: `warm-up-${id}`,
-          model: id,
-          prompt: "warm-up",
-          negativePrompt: "",
-          ...manifest.nativeSize,
-          steps: 3, // the first is not learned from, the second is
-          guidanceScale: 2,
-          sampler: manifest.defaultSampler,
-          karras: false,
-          seed: 0n,
-          numImages: 1,
-          encoding: { format: "png", quality: QUALITY_DEFAULT },
-        },
-        { signal: this.#stop.signal, deadline: Deadline.after(this.#clock, WARM_UP_MAX_MS), onEvent: () => {} },
-      );
-    }
   }
 
   /** Resolves when nothing is in flight. */
@@ -273,6 +325,7 @@ export class Pipeline {
    */
   handBack(reason: ServingError): void {
     this.#leaving ??= reason;
+    this.#left.abort(this.#leaving); // of those that wait for a model, nothing stands anywhere yet
     this.#threads.denoise.tell({ leave: failureOf(reason) });
   }
 
@@ -285,6 +338,7 @@ export class Pipeline {
   async close(): Promise<void> {
     this.stop(new ServingError("DRAINING", "the worker is stopping"));
     await this.idle();
+    await this.#shelf.settled();
     await this.#threads.close();
     await this.#timesFile?.save(this.#times.toJSON(), digests(this.models));
   }
@@ -296,7 +350,13 @@ export class Pipeline {
       return;
     }
     this.#busy.ran(report.startedAtMs, report.startedAtMs + report.ms, 1 / report.lanes);
-    if (!report.refused) this.#times.observe(report);
+    const { model, shape, rows, lanes } = report;
+    if (report.refused) {
+      this.#budget.ranOutOfMemory(model, shape, rows);
+    } else {
+      this.#times.observe(report);
+      this.#budget.ran(model, shape, rows * lanes);
+    }
     this.#timesFile?.saveSometimes(() => this.#times.toJSON(), digests(this.models));
     this.#observer?.ran(report);
     for (const { id, stepsDone, preview, checkpoint } of report.steps) {
@@ -344,23 +404,37 @@ export class Pipeline {
   }
 
   /**
-   * Before admission, so that nothing is accepted on a picture that cannot be read; a request has its place meanwhile.
-   * Undefined where there is no picture, or none is needed: every image goes on from a state.
+   * What is needed before a request can be accepted: its picture is read, so that nothing is accepted on one that cannot
+   * be, and there is memory for it. It has its place meanwhile.
    */
-  async #readInitImage(request: GenerationRequest): Promise<RgbImage | undefined> {
-    const bytes = request.initImage?.bytes;
-    if (bytes === undefined) return undefined;
+  async #enter(request: GenerationRequest, call: GenerationCall, plan: Omit<RunningParts, "picture">) {
     this.#checkRoom();
-    this.#reading += 1;
+    this.#entering += 1;
     try {
-      return await readInitImage(bytes, request);
+      const picture = await this.#readInitImage(request);
+      if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
+      const claim = await this.#shelf.claim(request.model, demandOf(request, plan.phases));
+      try {
+        if (call.signal.aborted) throw toServingError(call.signal.reason);
+        this.#admitted += 1;
+        return { running: this.#admit(request, call, { ...plan, picture }), claim };
+      } catch (error) {
+        claim.release();
+        throw error;
+      }
     } finally {
-      this.#reading -= 1;
+      this.#entering -= 1;
     }
   }
 
+  /** Undefined where there is no picture, or none is needed: every image goes on from a state. */
+  async #readInitImage(request: GenerationRequest): Promise<RgbImage | undefined> {
+    const bytes = request.initImage?.bytes;
+    return bytes === undefined ? undefined : await readInitImage(bytes, request);
+  }
+
   get #placesTaken(): number {
-    return this.#inFlight.size + this.#reading;
+    return this.#inFlight.size - this.#warmingUp + this.#entering;
   }
 
   #checkRoom(): void {
@@ -376,7 +450,6 @@ export class Pipeline {
         field: "request_id",
       });
     }
-    this.#checkRoom();
     const running = new Running(request, call, parts);
     this.#inFlight.set(request.id, running);
     for (const [imageIndex, id] of running.jobIds.entries()) {
@@ -389,11 +462,52 @@ export class Pipeline {
     return running;
   }
 
-  async #run(running: Running): Promise<GenerationOutcome> {
+  #leave({ request, jobIds }: Running): void {
+    this.#inFlight.delete(request.id);
+    for (const id of jobIds) this.#backlog.remove(id);
+    this.#changed();
+  }
+
+  /** One small picture: what onnxruntime allocates at first use, and the first step time. */
+  async #warmUp(model: Model): Promise<void> {
+    const { id, manifest, latentChannels } = model.bundle;
+    const request: GenerationRequest = {
+      id: `warm-up-${id}-${randomUUID()}`,
+      model: id,
+      prompt: "warm-up",
+      negativePrompt: "",
+      ...manifest.nativeSize,
+      steps: 3, // the first is not learned from, the second is
+      guidanceScale: 2,
+      sampler: manifest.defaultSampler,
+      karras: false,
+      seed: 0n,
+      numImages: 1,
+      encoding: { format: "png", quality: QUALITY_DEFAULT },
+    };
+    const deadline = Deadline.after(this.#clock, WARM_UP_MAX_MS);
+    const call: GenerationCall = { signal: this.#stop.signal, deadline, onEvent: () => {} };
+    const phases = planPhases(request, manifest, model.plans.get(request), latentChannels);
+    this.#warmingUp += 1;
+    try {
+      const running = this.#admit(request, call, { model, phases, picture: undefined });
+      try {
+        await this.#run(running, undefined);
+      } finally {
+        this.#leave(running);
+      }
+    } finally {
+      this.#warmingUp -= 1;
+    }
+  }
+
+  /** A warm-up has no claim: it is part of the load. */
+  async #run(running: Running, claim: Claim | undefined): Promise<GenerationOutcome> {
     const { request, call, model, phases } = running;
     const failed = new AbortController(); // one image that fails takes the others of its request with it
     const signal = AbortSignal.any([call.signal, this.#stop.signal, failed.signal]);
     const acceptedAtMs = this.#clock.nowMs();
+    await claim?.ready({ signal: AbortSignal.any([signal, this.#left.signal]), deadline: call.deadline });
     call.onEvent({ type: "progress", stage: "text_encode", imageIndex: 0, stepsDone: 0 });
     const text = await this.#threads.textEncode.run(
       request.id,
@@ -544,9 +658,30 @@ export class Pipeline {
     return this.#times.msPerRow(id, { channels: latentChannels, width: width / 8, height: height / 8 });
   }
 
+  /** The denoise thread sizes its batches by what is free. */
+  #tellRooms(): void {
+    for (const { id, status } of this.#shelf.places) {
+      if (status === "on-disk" || status === "unloading") {
+        this.#rooms.delete(id);
+        continue;
+      }
+      const room = this.#budget.stepRoom(id);
+      const told = this.#rooms.get(id);
+      if (told !== undefined && sameRoom(told, room)) continue;
+      this.#rooms.set(id, room);
+      this.#threads.denoise.tell({ model: id, room });
+    }
+  }
+
   #changed(): void {
+    this.#tellRooms();
     for (const listener of [...this.#listeners]) listener();
   }
+}
+
+/** A step of one image at its largest shape, and what all images keep meanwhile. */
+function demandOf({ guidanceScale, numImages }: GenerationRequest, { shape, refine }: Phases): MemoryDemand {
+  return { shape: refine?.shape ?? shape, rows: guidanceScale > 1 ? 2 : 1, images: numImages };
 }
 
 /** @throws ServingError INVALID_REQUEST when previews are asked for that nothing can draw. */
@@ -569,6 +704,8 @@ function checkInitImage({ initImage, resumeFrom, numImages }: GenerationRequest,
   throw new ServingError("INVALID_REQUEST", message, { field: "init_image" });
 }
 
+/** All of a start; each load has a deadline of its own. */
+const PRELOAD_MAX_MS = 2 * 60 * 60_000;
 /** A slow device may compile the networks at first use. */
 const WARM_UP_MAX_MS = 10 * 60_000;
 const BUSY_WINDOW_MS = 10_000;

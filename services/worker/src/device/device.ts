@@ -103,6 +103,24 @@ export interface Device {
   openVaeEncoder(files: NetworkFiles): Promise<VaeEncoder & Releasable>;
 }
 
+/** How many narrow lanes a U-Net may have there, each with weights of its own. */
+export function narrowLanesMax(spec: DeviceSpec): number {
+  return spec.kind === "onnx" && spec.provider === "cpu" && spec.threads > 1 ? spec.threads : 0;
+}
+
+/** The same U-Net without narrow lanes: for where they would take memory that there is not. */
+export function wideOnly(lanes: UnetLanes): UnetLanes {
+  return {
+    wide: lanes.wide,
+    narrow: [],
+    narrowMax: 0,
+    get batchDifference() {
+      return lanes.batchDifference;
+    },
+    openNarrow: async () => {},
+  };
+}
+
 export function openDevice(spec: DeviceSpec): Device {
   return spec.kind === "simulated" ? openSimulatedDevice(spec) : openOnnxDevice(spec);
 }

@@ -19,7 +19,7 @@ export interface ActivationCurve {
   readonly decode: Curve;
 }
 
-interface Curve {
+export interface Curve {
   /** Bytes of feature maps for each latent pixel. */
   readonly linear: number;
   /** Bytes of attention scores for each pair of latent pixels. */

@@ -1,7 +1,8 @@
 import { invariant, ServingError } from "@atelier/core";
 import { type LatentShape, latentShape } from "@atelier/diffusion";
-import { type ActivationCurve, activationPrior, curveBytes, type NetworkBytes } from "./activations.ts";
+import { type ActivationCurve, activationPrior, type Curve, curveBytes, type NetworkBytes } from "./activations.ts";
 import { bytesText } from "./bytes.ts";
+import { rowsMax, type StepRoom } from "./step-room.ts";
 
 /** What the budget has to know of a model. */
 export interface ModelMemory {
@@ -49,8 +50,8 @@ interface Known {
 interface Held {
   readonly weightsBytes: number;
   readonly narrowLanes: boolean;
-  /** The most that its runs have needed: arenas keep what they once had until the sessions are released. */
-  activationBytes: number;
+  /** The largest that was asked of it: arenas keep what they once had until the sessions are released. */
+  most: MemoryDemand;
 }
 
 /** What an image on its way keeps for each latent pixel: five latents of four channels, and its pixels twice. */
@@ -92,7 +93,7 @@ export class MemoryBudget {
   /** Of the models that are held. */
   get usedBytes(): number {
     let used = 0;
-    for (const held of this.#held.values()) used += heldBytes(held);
+    for (const model of this.#held.keys()) used += this.#heldBytes(model);
     return used;
   }
 
@@ -152,9 +153,8 @@ export class MemoryBudget {
     for (const candidate of idle) {
       if (over <= 0) break;
       invariant(candidate !== model, "a model does not make room for itself");
-      const held = this.#held.get(candidate);
-      invariant(held !== undefined, `${candidate} is held`);
-      over -= heldBytes(held);
+      invariant(this.#held.has(candidate), `${candidate} is held`);
+      over -= this.#heldBytes(candidate);
       victims.push(candidate);
     }
     return over <= 0 ? victims : undefined;
@@ -165,14 +165,13 @@ export class MemoryBudget {
    * largest image: they make it faster, and a request that they made impossible would be a bad bargain.
    */
   hold(model: string, demand: MemoryDemand): void {
-    const activationBytes = this.#activationBytes(model, demand);
     const held = this.#held.get(model);
     if (held !== undefined) {
-      held.activationBytes = Math.max(held.activationBytes, activationBytes);
+      if (this.#activationBytes(model, demand) > this.#activationBytes(model, held.most)) held.most = demand;
       return;
     }
     const narrowLanes = this.#narrowLanesMax > 0 && this.#hasRoomForNarrowLanes(model);
-    this.#held.set(model, { weightsBytes: this.#weightsBytes(model, { narrowLanes }), narrowLanes, activationBytes });
+    this.#held.set(model, { weightsBytes: this.#weightsBytes(model, { narrowLanes }), narrowLanes, most: demand });
   }
 
   /** The model is no longer in memory. */
@@ -185,17 +184,21 @@ export class MemoryBudget {
     if (this.#held.has(model)) this.hold(model, { shape, rows, images: 1 });
   }
 
-  /**
-   * Rows of the largest step batch of this shape that fits beside what is held; 1 at least, since one row that does not
-   * fit is the device's to refuse. Infinity where the budget is not known.
-   */
-  rowsMax(model: string, shape: LatentShape): number {
-    const held = this.#held.get(model);
-    const others = this.usedBytes - (held === undefined ? 0 : heldBytes(held));
+  /** What the model's step batches may take beside everything else that is held: all that is free, and what it has. */
+  stepRoom(model: string): StepRoom {
+    const others = this.usedBytes - this.#heldBytes(model);
     const { prior, scale } = this.#of(model);
-    const room = this.#budgetBytes - others - this.weightsBytes(model) - imageBytes(shape, 1);
-    const forSteps = room - scale * curveBytes(prior.decode, shape);
-    return Math.max(1, Math.floor(forSteps / (scale * curveBytes(prior.unet, shape))));
+    const scaled = ({ linear, square }: Curve) => ({ linear: scale * linear, square: scale * square });
+    const decode = scaled(prior.decode);
+    return {
+      bytes: this.#budgetBytes - others - this.weightsBytes(model),
+      curve: { unet: scaled(prior.unet), decode: { ...decode, linear: decode.linear + IMAGE_BYTES_PER_LATENT_PIXEL } },
+    };
+  }
+
+  /** Rows of the largest step batch of this shape that fits beside what is held. */
+  rowsMax(model: string, shape: LatentShape): number {
+    return rowsMax(this.stepRoom(model), shape);
   }
 
   /** What the process grew by when the model's networks opened, with nothing else running. Counts from the next load on. */
@@ -216,13 +219,16 @@ export class MemoryBudget {
    * known, there is less than they take.
    */
   ranOutOfMemory(model: string, shape: LatentShape, rows: number): void {
-    const known = this.#of(model);
-    const bytes = this.#bytesWith(model, { shape, rows, images: 1 });
-    if (this.#budgetBytes === Infinity) this.#budgetBytes = bytes - 1;
-    if (bytes > this.#budgetBytes) return;
-    const room = this.#budgetBytes - (bytes - this.#activationBytes(model, { shape, rows, images: 1 }));
-    const { unet, decode } = known.prior;
-    known.scale = (room - imageBytes(shape, 1) + 1) / (rows * curveBytes(unet, shape) + curveBytes(decode, shape));
+    const demand = { shape, rows, images: 1 };
+    const neededBytes = this.#activationBytes(model, demand);
+    if (this.#budgetBytes === Infinity) {
+      const others = this.usedBytes - this.#heldBytes(model);
+      this.#budgetBytes = others + this.weightsBytes(model) + neededBytes - 1;
+      return;
+    }
+    const { bytes: roomBytes } = this.stepRoom(model);
+    if (neededBytes > roomBytes) return;
+    this.#of(model).scale = (roomBytes - imageBytes(shape, 1) + 1) / this.#priorBytes(model, demand);
   }
 
   #of(model: string): Known {
@@ -264,10 +270,15 @@ export class MemoryBudget {
 
   /** All that is held, with this request of this model. */
   #bytesWith(model: string, demand: MemoryDemand): number {
+    const heldBytes = this.#heldBytes(model);
+    return this.usedBytes - heldBytes + Math.max(heldBytes, this.#aloneBytes(model, demand));
+  }
+
+  /** Weights, adapters and activations; 0 where it is not held. Adapters are no part of it yet. */
+  #heldBytes(model: string): number {
     const held = this.#held.get(model);
-    const activationBytes = this.#activationBytes(model, demand);
-    if (held === undefined) return this.usedBytes + this.weightsBytes(model) + activationBytes;
-    return this.usedBytes + Math.max(0, activationBytes - held.activationBytes);
+    const adapterBytes = 0;
+    return held === undefined ? 0 : held.weightsBytes + adapterBytes + this.#activationBytes(model, held.most);
   }
 
   #largestSize(model: string, size: Size, { rows, images }: MemoryDemand): Size | undefined {
@@ -280,11 +291,6 @@ export class MemoryBudget {
     }
     return undefined;
   }
-}
-
-/** Adapters are no part of it yet. */
-function heldBytes({ weightsBytes, activationBytes }: Held, adapterBytes = 0): number {
-  return weightsBytes + adapterBytes + activationBytes;
 }
 
 function imageBytes({ height, width }: LatentShape, images: number): number {

@@ -1,6 +1,7 @@
 import { Deadline, preciseClock, type ServingError, systemClock } from "@atelier/core";
 import type { LatentShape, SchedulerConfig } from "@atelier/diffusion";
-import { type DeviceSpec, type NetworkFiles, openDevice, type UnetLanes } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, openDevice, type UnetLanes, wideOnly } from "../device/device.ts";
+import { rowsMax, type StepRoom } from "../memory/step-room.ts";
 import { type PlanKey, Plans } from "../plans.ts";
 import { type DenoiseLimits, DenoiseStage, type StepRun } from "../stages/denoise.ts";
 import {
@@ -27,6 +28,8 @@ export interface DenoiseData {
 
 export interface DenoiseFiles extends NetworkFiles {
   readonly scheduler: SchedulerConfig;
+  /** Whether there is memory for narrow lanes. */
+  readonly narrowLanes: boolean;
 }
 
 export interface DenoiseWork {
@@ -64,7 +67,9 @@ export type DenoiseCommand =
   /** Image decode has taken this many finished latents. */
   | { readonly taken: number }
   /** Every job stops before its next step, for this reason, and says where it stands. */
-  | { readonly leave: Failure };
+  | { readonly leave: Failure }
+  /** What a model's step batches may take from now on. */
+  | { readonly model: string; readonly room: StepRoom };
 
 export type DenoiseReport = RunReport | LanesFailed;
 
@@ -113,10 +118,10 @@ function openDenoise(
   reply: Reply<DenoiseResult, DenoiseReport>,
 ): HostedStage<DenoiseWork, DenoiseCommand, DenoiseFiles> {
   const opener = openDevice(device);
-  const models = new ModelNetworks(async ({ scheduler, ...files }: DenoiseFiles) => {
+  const models = new ModelNetworks(async ({ scheduler, narrowLanes, ...files }: DenoiseFiles) => {
     const lanes = await opener.openUnet(files);
     return {
-      lanes,
+      lanes: narrowLanes ? lanes : wideOnly(lanes),
       plans: new Plans(scheduler),
       // Narrow lanes open later.
       get weightsBytes() {
@@ -128,7 +133,18 @@ function openDenoise(
   const lanesOf = (model: string): UnetLanes => models.get(model).lanes;
   const jobs = new Map<string, { job: DenoiseJob; startedAtMs: number | undefined }>();
   const times = StepTimes.fromJSON(stepTimes);
-  const scheduler = new StepScheduler<DenoiseJob>({ ...limits, times, lanesOf: (model) => countLanes(lanesOf(model)) });
+  const rooms = new Map<string, StepRoom>();
+  const scheduler = new StepScheduler<DenoiseJob>({
+    ...limits,
+    times,
+    lanesOf: (model) => countLanes(lanesOf(model)),
+    rowsMax: (model, shape) => {
+      const room = rooms.get(model);
+      if (room === undefined) return Infinity;
+      const lanes = Math.max(1, lanesOf(model).narrow.length); // which share it
+      return rowsMax({ ...room, bytes: room.bytes / lanes }, shape);
+    },
+  });
   const stage = new DenoiseStage<DenoiseJob>({
     lanesOf,
     scheduler,
@@ -142,7 +158,11 @@ function openDenoise(
 
   return {
     openModel: (files) => models.open(files),
-    closeModel: (model) => models.close(model),
+    closeModel(model) {
+      scheduler.forget(model);
+      rooms.delete(model);
+      return models.close(model);
+    },
     enqueue(id, work) {
       const plan = models.get(work.model).plans.get(work.plan);
       const deadline = new Deadline(systemClock, work.deadlineAtMs);
@@ -156,6 +176,10 @@ function openDenoise(
     },
     command(command) {
       if ("taken" in command) return stage.taken(command.taken);
+      if ("room" in command) {
+        rooms.set(command.model, command.room);
+        return;
+      }
       const reason: ServingError = errorOf(command.leave);
       for (const { job } of jobs.values()) job.leave(reason);
       stage.look();

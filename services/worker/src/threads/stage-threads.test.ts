@@ -7,6 +7,8 @@ import { copyBundle } from "../testing/copied-bundle.ts";
 import { TEST_BUNDLE } from "../testing/test-bundle.ts";
 import { openStageThreads, type StageThreads } from "./stage-threads.ts";
 
+const WIDE = { narrowLanes: false };
+
 describe("the threads of the stages", () => {
   let folder: string;
   let first: Model;
@@ -34,7 +36,7 @@ describe("the threads of the stages", () => {
 
   it("open a model when told to, and say which stages have it", async () => {
     const stages: string[] = [];
-    const { weightsBytes } = await threads.openModel(first, (stage) => stages.push(stage));
+    const { weightsBytes } = await threads.openModel(first, { ...WIDE, onNetwork: (stage) => stages.push(stage) });
     const { parts } = first.bundle.manifest;
     const fileBytes = ["text_encoder", "unet", "vae_decoder", "vae_encoder"].map(
       (name) => parts[`${name}/model.onnx`]!.bytes,
@@ -45,27 +47,27 @@ describe("the threads of the stages", () => {
   });
 
   it("close one of two models and go on with the other", async () => {
-    await threads.openModel(second);
+    await threads.openModel(second, WIDE);
     const other = await encode(second);
     await threads.closeModel("second");
     expect((await encode(first)).conditioning.prompt).toEqual(other.conditioning.prompt);
   });
 
   it("open a model again that was closed", async () => {
-    await threads.openModel(second);
+    await threads.openModel(second, WIDE);
     expect((await encode(second)).promptChunks).toBe(1);
     await threads.closeModel("second");
   });
 
   it("name every network that does not open, keep nothing of the model, and can open it once it is mended", async () => {
     for (const path of [second.bundle.unetPath, second.bundle.vaeDecoderPath]) await truncate(path, 1000);
-    const failure = await threads.openModel(second).catch((error: AggregateError) => error);
+    const failure = await threads.openModel(second, WIDE).catch((error: AggregateError) => error);
     const errors = (failure as AggregateError).errors as { code: string; detail: string }[];
     expect(errors.map(({ code }) => code)).toEqual(["INVALID_BUNDLE", "INVALID_BUNDLE"]);
     expect(errors.map(({ detail }) => detail).join("\n")).toMatch(/^unet\/model\.onnx: .*\nvae_decoder\/model\.onnx: /);
 
     await cp(TEST_BUNDLE, second.bundle.dir, { recursive: true, filter: (path) => !path.endsWith("atelier.json") });
-    await threads.openModel(second); // "opened once" would stop the test if the text encoder were still there
+    await threads.openModel(second, WIDE); // "opened once" would stop the test if the text encoder were still there
     expect((await encode(second)).promptChunks).toBe(1);
   });
 

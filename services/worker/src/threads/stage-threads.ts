@@ -38,14 +38,21 @@ export interface StageThreads {
   readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>;
   readonly imageDecode: StageThread<ImageDecodeWork, DecodedImage, never, never, NetworkFiles>;
   /**
-   * Opens a model's networks in all of them at once, beside what runs there. `onNetwork` hears of each stage's as it is open.
+   * Opens a model's networks in all of them at once, beside what runs there.
    *
    * @throws AggregateError of ServingErrors: everything that could not be opened. What could is closed again.
    */
-  openModel(model: Model, onNetwork?: (stage: StageName) => void): Promise<OpenedNetwork>;
+  openModel(model: Model, options: OpenModelOptions): Promise<OpenedNetwork>;
   /** Releases a model's networks. Nothing of the model is in any stage. */
   closeModel(id: string): Promise<void>;
   close(): Promise<void>;
+}
+
+export interface OpenModelOptions {
+  /** Whether there is memory for the U-Net's narrow lanes. */
+  readonly narrowLanes: boolean;
+  /** Hears of each stage's network as it is open. */
+  readonly onNetwork?: (stage: StageName) => void;
 }
 
 export type StageName = "textEncode" | "imageEncode" | "denoise" | "imageDecode";
@@ -131,7 +138,7 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
     };
     return {
       ...stages,
-      openModel: (model, onNetwork) => openModel(stages, model, onNetwork),
+      openModel: (model, how) => openModel(stages, model, how),
       closeModel: (id) => closeModel(stages, id),
       close: () => closeAll(Object.values(stages)),
     };
@@ -147,7 +154,7 @@ type Stages = Pick<StageThreads, StageName>;
 async function openModel(
   stages: Stages,
   { bundle }: Model,
-  onNetwork: (stage: StageName) => void = () => {},
+  { narrowLanes, onNetwork = () => {} }: OpenModelOptions,
 ): Promise<OpenedNetwork> {
   const files = networkFiles(bundle);
   const { textEncoders, textDigest, zeroEmptyNegative, scheduler } = bundle;
@@ -159,7 +166,7 @@ async function openModel(
   const outcomes = await Promise.allSettled([
     opening("textEncode", stages.textEncode.openModel({ ...files, textEncoders, textDigest, zeroEmptyNegative })),
     opening("imageEncode", stages.imageEncode.openModel(files)),
-    opening("denoise", stages.denoise.openModel({ ...files, scheduler })),
+    opening("denoise", stages.denoise.openModel({ ...files, scheduler, narrowLanes })),
     opening("imageDecode", stages.imageDecode.openModel(files)),
   ]);
   const reasons = reasonsOf(outcomes);

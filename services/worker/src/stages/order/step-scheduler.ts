@@ -147,6 +147,11 @@ export class StepScheduler<Job extends ScheduledJob> {
     if (!this.#has(entry.rank)) this.#shares[entry.rank]!.clear();
   }
 
+  /** A model is about to be unloaded; no job of it is here. */
+  forget(model: string): void {
+    this.#narrowWanted.delete(model);
+  }
+
   /** Jobs that are in no running batch. */
   *idle(): Iterable<Job> {
     for (const { job, running } of this.#entries.values()) if (!running) yield job;
