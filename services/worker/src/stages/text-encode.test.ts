@@ -174,6 +174,17 @@ describe("TextEncodeStage with two encoders", () => {
     expect([negative, pooled!.negative]).toEqual([new Float32Array(6), new Float32Array(1)]);
   });
 
+  it("scales what each encoder says of a token by its weight, and leaves the pooled embedding alone", async () => {
+    const plain = twoTowerStage();
+    const weighted = twoTowerStage({ weight: 3 });
+    for (const { stage } of [plain, weighted]) stage.enqueue(job("a", { prompt: "ab" }));
+    const [before, after] = [await plain.stage.step(), await weighted.stage.step()].map(([one]) =>
+      conditioningOf(one!),
+    );
+    expect(after!.prompt).toEqual(before!.prompt.map((value) => 3 * value));
+    expect(after!.pooled).toEqual(before!.pooled);
+  });
+
   it("runs neither for a prompt that it knows", async () => {
     const { stage, runs } = twoTowerStage();
     for (const id of ["a", "b"]) {
@@ -192,16 +203,16 @@ describe("TextEncodeStage with two encoders", () => {
 });
 
 /** Chunks of two tokens, split at "|"; a token is a UTF-16 unit. */
-function twoTowerStage() {
+function twoTowerStage({ weight = 1 } = {}) {
   const runs: string[] = [];
   const chunk = (text: string) => ({
     ids: Int32Array.of(text.charCodeAt(0) || 0, text.charCodeAt(1) || 0),
-    weights: Float32Array.of(1, 1),
+    weights: Float32Array.of(weight, weight),
   });
   const reader: PromptReader = {
     chunks: (prompt) => prompt.split("|").map(chunk),
     emptyChunk: chunk(""),
-    applyWeights: (embedding) => embedding,
+    applyWeights: (embedding, [scale]) => embedding.map((value) => value * scale!),
   };
   const encoder = (name: string, encodeRow: (ids: TokenIds) => EncodedText) => ({
     async encode(rows: readonly TokenIds[]) {
