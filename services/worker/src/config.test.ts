@@ -13,6 +13,12 @@ describe("readWorkerConfig", () => {
     });
   });
 
+  it("lets a U-Net have as many narrow lanes as threads, or fewer", () => {
+    const device = (env: Record<string, string>) => readWorkerConfig({ ATELIER_MODELS: "m", ...env }).device;
+    expect(device({ ATELIER_THREADS: "6" })).toMatchObject({ threads: 6, narrowLanesMax: 6 });
+    expect(device({ ATELIER_THREADS: "6", ATELIER_NARROW_LANES: "0" })).toMatchObject({ narrowLanesMax: 0 });
+  });
+
   it("simulates a GPU only where that is asked for by name", () => {
     const device = (env: Record<string, string>) => readWorkerConfig({ ATELIER_MODELS: "m", ...env }).device;
     expect(device({ ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_GPU: "h100" })).toEqual({

@@ -64,6 +64,7 @@ const schema = z.object({
   ATELIER_SIMULATED_GPU: z.enum(SIMULATED_GPUS).optional(),
   // Refusing is the default: a GPU machine that quietly serves from its CPU is 50 times slower and looks healthy.
   ATELIER_DEVICE_FALLBACK: z.enum(["none", "cpu"]).default("none"),
+  ATELIER_NARROW_LANES: fromEnv.integer({ min: 0, max: 1024 }).optional(),
   ATELIER_THREADS: fromEnv.integer({ min: 1, max: 1024 }).optional(),
   ATELIER_QUEUE_MAX: fromEnv.integer({ min: 1, max: 10_000 }).default(64),
   // Rows per second on a CPU hardly grow beyond 16 rows, which are 8 images with guidance.
@@ -102,7 +103,10 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
 function deviceOf(values: z.output<typeof schema>): DeviceSpec {
   const { ATELIER_DEVICE: provider, ATELIER_SIMULATED_GPU: gpu } = values;
   if (provider === "simulated") return { kind: "simulated", gpu: gpu ?? "a10" };
-  if (gpu === undefined) return { kind: "onnx", provider, threads: values.ATELIER_THREADS ?? availableParallelism() };
+  if (gpu === undefined) {
+    const threads = values.ATELIER_THREADS ?? availableParallelism();
+    return { kind: "onnx", provider, threads, narrowLanesMax: values.ATELIER_NARROW_LANES ?? threads };
+  }
   throw new ConfigError(`ATELIER_SIMULATED_GPU=${gpu}: has no meaning with ATELIER_DEVICE=${provider}`);
 }
 

@@ -15,6 +15,8 @@ export interface OnnxDeviceSpec {
   readonly provider: ProviderName;
   /** CPU threads that one network may use; the others' share of it is the device's choice. */
   readonly threads: number;
+  /** Narrow lanes of a U-Net at most; as many as there are threads where it is left out. Each holds the weights again. */
+  readonly narrowLanesMax?: number;
 }
 
 /** A GPU that is not there: real stages, real timing, no arithmetic. */
@@ -74,7 +76,7 @@ export interface UnetLanes {
    * the first run of two rows; undefined before. 0 says that pictures do not depend on their batch mates.
    */
   readonly batchDifference: number | undefined;
-  /** How many `narrow` will be: as many as there are threads, where there are several; 0 on a GPU. */
+  /** How many `narrow` will be: as many as there are threads, where there are several, or fewer if so configured; 0 on a GPU. */
   readonly narrowMax: number;
   /**
    * Opens the narrow lanes, beside whatever runs. Each takes as much memory as `wide`, and opening takes cores, so it is

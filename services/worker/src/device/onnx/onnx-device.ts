@@ -13,7 +13,7 @@ import { OnnxVaeEncoder } from "./onnx-vae-encoder.ts";
  * runs once for each prompt, and a VAE encoder once for each picture to start from: one thread is enough for them, and
  * leaves the U-Net the rest.
  */
-export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
+export function openOnnxDevice({ provider, threads, narrowLanesMax = threads }: OnnxDeviceSpec): Device {
   const wide = (path: string) => NetworkSession.open(path, { provider, threads });
   const narrow = (path: string) => NetworkSession.open(path, { provider, threads: 1 });
   const unet = (path: string, lane: number) =>
@@ -26,7 +26,7 @@ export function openOnnxDevice({ provider, threads }: OnnxDeviceSpec): Device {
       const session = await unet(unetPath, threads);
       if (session.note !== undefined) process.emitWarning(`${model}: unet/model.onnx runs as it is: ${session.note}`);
       return new OnnxUnetLanes(await understood(session, () => new OnnxUnet(session, threads)), {
-        narrowMax: severalThreads ? threads : 0,
+        narrowMax: severalThreads ? Math.min(threads, narrowLanesMax) : 0,
         openNarrow: async () => understood(await unet(unetPath, 1), (lane) => new OnnxUnet(lane, 1)),
         // A GPU's libraries choose their kernels by the size of the batch.
         comparedRows: provider === "cpu" ? [1] : [1, 4],

@@ -47,6 +47,11 @@ describe("the lanes of a U-Net", () => {
     await single.openNarrow();
     expect([single.narrow.length, single.narrowMax]).toEqual([0, 0]);
     await single.release();
+
+    const fewer = await openUnet(3, 1);
+    await fewer.openNarrow();
+    expect([fewer.narrow.length, fewer.narrowMax]).toEqual([1, 1]);
+    await fewer.release();
   });
 
   it("counts its weights once for each session that it may open", async () => {
@@ -98,8 +103,8 @@ describe("the lanes of a U-Net", () => {
   });
 });
 
-function openUnet(threads: number) {
-  return openDevice({ kind: "onnx", provider: "cpu", threads }).openUnet(FILES);
+function openUnet(threads: number, narrowLanesMax = threads) {
+  return openDevice({ kind: "onnx", provider: "cpu", threads, narrowLanesMax }).openUnet(FILES);
 }
 
 async function eachAlone(lane: UnetLane, rows: readonly UnetRow[]): Promise<Float32Array[]> {
