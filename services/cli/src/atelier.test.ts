@@ -185,6 +185,19 @@ describe("atelier generate", () => {
     expect(readdirSync(folder)).toContain("atelier-7.png");
   });
 
+  it("sends a picture to start from, and says when it cannot be read", async () => {
+    const url = await runningUrl();
+    writeFileSync(join(folder, "mug.png"), "the bytes of a picture");
+    const atelier = start("generate", "a mug", "--init", "mug.png", "--strength", "0.4", "-o", "x.png", "--url", url);
+    expect(await atelier.exitCode).toBe(0);
+    const init_image = Buffer.from("the bytes of a picture").toString("base64");
+    expect(drawn()).toEqual({ prompt: "a mug", init_image, strength: 0.4, format: "png" });
+
+    const missing = start("generate", "a mug", "--init", "nowhere.png", "-o", "x.png", "--url", url);
+    expect(await missing.exitCode).toBe(1);
+    expect(missing.stderr).toContain("nowhere.png cannot be read: ENOENT");
+  });
+
   it("numbers several pictures and gives each its seed", async () => {
     const url = await runningUrl();
     const atelier = start("generate", "a mug", "-o", "mug.webp", "--num-images", "2", "--url", url);

@@ -2,7 +2,7 @@ import { join, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { decimal, httpUrl, size, wholeNumber } from "./argument-values.ts";
 import { CliError } from "./cli-error.ts";
-import { formatOf } from "./client/image-files.ts";
+import { formatOf, readInitImage } from "./client/image-files.ts";
 import { generate } from "./commands/generate.ts";
 import { listModels } from "./commands/list-models.ts";
 import { type TrainerToolOptions, trainerTool } from "./commands/trainer-tool.ts";
@@ -116,6 +116,8 @@ function addGenerate(
     .option("--sampler <name>", "dpmpp_2m, dpmpp_2m_sde, euler, euler_a, ddim, unipc or lcm")
     .option("--model <id>", "one of: atelier models ls")
     .addOption(new Option("--format <name>", "default: as the file's name says").choices(FORMATS))
+    .option("--init <file>", "a picture to start from: png, jpeg or webp")
+    .option("--strength <x>", "with --init, above 0 to 1: how much is drawn anew (default: 0.6)", decimal)
     .option("--quality <n>", "of jpeg and webp, 1 to 100", wholeNumber({ min: 0, max: 1000 }))
     .option("--num-images <n>", "several pictures: FILE-1, FILE-2, ...", wholeNumber({ min: 0, max: 1000 }))
     .addOption(urlOption())
@@ -127,6 +129,7 @@ function addGenerate(
       examples([
         'atelier generate "国潮风T恤, 白色背景" -o tee.png',
         'atelier generate "a red mug, watercolour" -s 256 --seed 7 -o mug.webp',
+        'atelier generate "a mug in watercolour" --init mug.png --strength 0.5 -o mug-2.png',
       ]).concat(`\n\nWithout --url it uses the system at ${defaultUrl}, or starts one for the call.`),
     )
     .action(async (prompt: string, given) => {
@@ -145,6 +148,8 @@ function addGenerate(
           format,
           quality: given.quality,
           num_images: given.numImages,
+          init_image: given.init === undefined ? undefined : await readInitImage(given.init),
+          strength: given.strength,
         }),
         output: given.output,
         url: given.url,

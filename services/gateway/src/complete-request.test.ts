@@ -4,6 +4,9 @@ import { completeRequest } from "./complete-request.ts";
 import type { ImageRequestDraft } from "./image-request.ts";
 import { modelView, workerView } from "./testing/views.ts";
 
+/** The first bytes of one. */
+const PNG = "iVBORw0KGgo=";
+
 const fleet = [
   workerView("a", { models: [modelView("m", { pixelsMax: 768 * 1024, stepsMax: 100, numImagesMax: 4 })] }),
 ];
@@ -35,6 +38,12 @@ describe("completeRequest", () => {
     ["num_images", /num_images is 5; it must be at most 4/, { numImages: 5 }],
     ["seed", /the last seed would be above 9007199254740991/, { seed: Number.MAX_SAFE_INTEGER, numImages: 2 }],
     ["quality", /quality is 80, but png has none/, { quality: 80 }],
+    ["strength", /strength is 0.5, but there is no init_image/, { strength: 0.5 }],
+    ["init_image", /init_image is not base64/, { initImage: "#!?" }],
+    ["init_image", /init_image is not base64/, { initImage: `${PNG}=` }],
+    ["init_image", /init_image is a data: URL/, { initImage: `data:image/png;base64,${PNG}` }],
+    ["init_image", /init_image \(0 bytes\) is no PNG, JPEG or WebP file/, { initImage: "" }],
+    ["init_image", /init_image \(6 bytes\) is no PNG, JPEG or WebP file/, { initImage: "R0lGODlh" }],
     ["prompt", /prompt is empty/, { prompt: "" }],
     ["prompt", /prompt is empty/, { prompt: "  \n" }],
     ["prompt", /prompt has 100000 characters/, { prompt: "x".repeat(100_000) }],
@@ -46,6 +55,15 @@ describe("completeRequest", () => {
     expect(refused).toMatchObject({ code: "INVALID_REQUEST", field });
     expect(refused.detail).toMatch(message);
   });
+
+  it.each(["iVBORw0KGgo=", "/9j/4AAQ", "UklGRgAAAABXRUJQ"])(
+    "takes the picture %s, at a strength of 0.6",
+    (initImage) => {
+      const bytes = Buffer.from(initImage, "base64");
+      expect(completeRequest(draft({ initImage }), fleet).initPicture).toEqual({ bytes, strength: 0.6 });
+      expect(completeRequest(draft({ initImage, strength: 1 }), fleet).initPicture?.strength).toBe(1);
+    },
+  );
 
   it("allows the last seed there is, an empty negative prompt, and a quality where the format has one", () => {
     expect(completeRequest(draft({ seed: Number.MAX_SAFE_INTEGER }), fleet).seed).toBe(Number.MAX_SAFE_INTEGER);

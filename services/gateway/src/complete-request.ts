@@ -2,6 +2,7 @@ import { checkPromptText, newSeed, ServingError } from "@atelier/core";
 import { type CatalogModel, findModel } from "./catalog.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
 import type { ImageRequest, ImageRequestDraft } from "./image-request.ts";
+import { readInitPicture } from "./init-picture.ts";
 
 /**
  * Fills in what the caller left open from the model's defaults, and checks the whole against the model's limits, so
@@ -19,12 +20,15 @@ export function completeRequest(draft: ImageRequestDraft, fleet: readonly Worker
   const seed = draft.seed ?? newSeed();
   checkSeeds(seed, draft.numImages);
   checkQuality(draft);
+  const { initImage, strength, ...rest } = draft;
+  const initPicture = readInitPicture({ initImage, strength });
   return {
-    ...draft,
+    ...rest,
     model: model.id,
     seed,
     guidanceScale: draft.guidanceScale ?? model.defaults.guidanceScale,
     sampler: draft.sampler ?? model.defaults.sampler,
+    ...(initPicture && { initPicture }),
   };
 }
 

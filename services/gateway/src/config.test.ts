@@ -10,7 +10,7 @@ describe("the gateway's configuration", () => {
       workers: ["127.0.0.1:7001"],
       requestTimeoutMs: 120_000,
       drainTimeoutMs: 25_000,
-      bodyMaxBytes: 1024 * 1024,
+      bodyMaxBytes: 16 * 1024 * 1024,
       inFlightMax: 256,
       logLevel: "info",
     });

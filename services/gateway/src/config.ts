@@ -52,8 +52,9 @@ const environment = z
     // A 1024x1024 picture of 150 steps on a slow device stays below two minutes.
     ATELIER_REQUEST_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 3_600_000 }).default(120_000),
     ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).optional(),
-    // At least two prompts of PROMPT_BYTES_MAX, every byte of them escaped as \u0041 is.
-    ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(1024 * 1024),
+    // The least: two prompts of PROMPT_BYTES_MAX, every byte of them escaped as \u0041 is. The default has room for a
+    // picture of 12 MB to start from, which takes a third more in base64.
+    ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(16 * 1024 * 1024),
     // At 400 KB an answer, all of it is 100 MB.
     ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),

@@ -4,7 +4,7 @@ import type { Balancer } from "./balancer.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
 import type { GeneratedPicture, Generation, GenerationEvent, ImageRequest } from "./image-request.ts";
-import { pictureFromWire, progressFromWire, receiptFromWire, requestToWire } from "./wire.ts";
+import { pictureFromWire, previewFromWire, progressFromWire, receiptFromWire, requestToWire } from "./wire.ts";
 
 export interface DispatchLimits {
   readonly deadline: Deadline;
@@ -112,6 +112,8 @@ class AnswerInProgress {
     if (event.case === "progress") {
       const progress = progressFromWire(event.value, this.#stepsTotal);
       if (progress !== undefined) this.#onEvent?.({ type: "progress", ...progress });
+      const preview = previewFromWire(event.value, this.#stepsTotal);
+      if (preview !== undefined) this.#onEvent?.({ type: "preview", ...preview });
     }
   }
 

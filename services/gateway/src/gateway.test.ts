@@ -37,6 +37,19 @@ describe("POST /generate", () => {
     });
   });
 
+  it("passes on the picture to start from, and says in the receipt that there was one", async () => {
+    const png = Buffer.from("89504e470d0a1a0a00", "hex");
+    const response = await ask({ prompt: "a mug", init_image: png.toString("base64"), strength: 0.25 });
+    const { receipt } = (await response.json()) as GenerateReply;
+    expect(receipt.strength).toBe(0.25);
+    const sent = worker().requests.at(-1)!;
+    expect(Buffer.from(sent.initImage).equals(png)).toBe(true);
+    expect(sent.parameters?.strength).toBe(0.25);
+
+    const from = await ask({ prompt: "a mug", strength: 0.25 });
+    expect([from.status, ((await from.json()) as { error: { field: string } }).error.field]).toEqual([400, "strength"]);
+  });
+
   it("passes everything on that the caller chose", async () => {
     const body = {
       prompt: "a mug",

@@ -1,3 +1,4 @@
+import type { InitPicture } from "./init-picture.ts";
 import type { SamplerName } from "./samplers.ts";
 
 export const IMAGE_FORMATS = ["png", "jpeg", "webp"] as const;
@@ -28,14 +29,21 @@ export interface ImageRequest {
   readonly format: ImageFormatName;
   /** JPEG and WebP, 1..100; undefined leaves it to the worker. */
   readonly quality: number | undefined;
+  /** What the pictures start from; absent: from noise. */
+  readonly initPicture?: InitPicture | undefined;
+  /** A preview of each picture with every this many of its steps; absent: none. */
+  readonly previewEvery?: number | undefined;
 }
 
 /** A request as a dialect reads it: what the caller left open is undefined, for the model to fill in. */
-export type ImageRequestDraft = Omit<ImageRequest, "model" | "guidanceScale" | "sampler" | "seed"> & {
+export type ImageRequestDraft = Omit<ImageRequest, "model" | "guidanceScale" | "sampler" | "seed" | "initPicture"> & {
   readonly model: string | undefined;
   readonly guidanceScale: number | undefined;
   readonly sampler: SamplerName | undefined;
   readonly seed: number | undefined;
+  /** Base64. */
+  readonly initImage?: string | undefined;
+  readonly strength?: number | undefined;
 };
 
 export interface GeneratedPicture {
@@ -60,10 +68,19 @@ export interface StageProgress {
   readonly imageIndex: number;
 }
 
-/** What is heard of a request on its way: accepted once, then progress. */
+/** A small PNG of a picture on its way. */
+export interface Preview {
+  readonly imageIndex: number;
+  readonly stepsDone: number;
+  readonly stepsTotal: number;
+  readonly data: Uint8Array;
+}
+
+/** What is heard of a request on its way: accepted once, then progress, previews between. */
 export type GenerationEvent =
   | { readonly type: "accepted"; readonly stepsTotal: number }
-  | ({ readonly type: "progress" } & StageProgress);
+  | ({ readonly type: "progress" } & StageProgress)
+  | ({ readonly type: "preview" } & Preview);
 
 /** What a request came to: its pictures in order, and what it takes to make them again. */
 export interface Generation {
@@ -90,6 +107,10 @@ export interface GenerationReceipt {
   readonly numImages: number;
   readonly promptChunks: number;
   readonly hiresFix: HiresFixReceipt | undefined;
+  /** Of image to image; undefined where there was no picture. */
+  readonly strength: number | undefined;
+  readonly initImageDigest: string | undefined;
+  readonly tiledDecode: boolean;
   readonly times: StageTimesMs;
 }
 

@@ -49,6 +49,39 @@ describe("ProgressThrottle, at 100 ms", () => {
     expect(sent).toEqual(["denoise 0", "denoise 999", "image_decode 1000"]);
   });
 
+  it("sends the newest preview of each picture behind progress, and none at the end", () => {
+    const { throttle, clock, sent } = throttled();
+    throttle.offer(report("denoise", 1));
+    throttle.offerPreview(preview(0, 1)); // its progress is out: so is it
+    for (const step of [2, 3, 4]) {
+      throttle.offer(report("denoise", step));
+      throttle.offerPreview(preview(step % 2, step));
+    }
+    expect(sent).toEqual(["denoise 1", "preview of 0 at 1"]);
+    clock.advance(100);
+    expect(sent.slice(2)).toEqual(["denoise 4", "preview of 0 at 4", "preview of 1 at 3"]);
+
+    throttle.offer(report("denoise", 5));
+    throttle.offerPreview(preview(1, 5));
+    throttle.finish();
+    expect(sent.slice(5)).toEqual(["denoise 5"]);
+  });
+
+  it("keeps the newest preview while nothing is welcome", () => {
+    const { throttle, clock, sent, socket } = throttled();
+    socket.full = true;
+    for (let step = 0; step < 100; step++) {
+      throttle.offer(report("denoise", step));
+      throttle.offerPreview(preview(0, step));
+      clock.advance(50);
+    }
+    expect(sent).toEqual(["denoise 0"]);
+    socket.full = false;
+    throttle.resume();
+    clock.advance(100);
+    expect(sent.slice(1)).toEqual(["denoise 99", "preview of 0 at 99"]);
+  });
+
   it("does not hold back the last reports of a request because nothing is welcome", () => {
     const { throttle, sent, socket } = throttled();
     socket.full = true;
@@ -70,8 +103,19 @@ function throttled() {
       sent.push(`${stage} ${stepsDone}`);
       return !socket.full;
     },
+    sendPreview: ({ imageIndex, stepsDone }) => {
+      sent.push(`preview of ${imageIndex} at ${stepsDone}`);
+      return !socket.full;
+    },
   });
   return { clock, sent, socket, throttle };
 }
 
 const report = (stage: StageName, stepsDone: number) => ({ stage, stepsDone, stepsTotal: 25, imageIndex: 0 });
+
+const preview = (imageIndex: number, stepsDone: number) => ({
+  imageIndex,
+  stepsDone,
+  stepsTotal: 25,
+  data: new Uint8Array(),
+});

@@ -15,6 +15,7 @@ import type {
   HiresFixReceipt,
   ImageFormatName,
   ImageRequest,
+  Preview,
   StageName,
   StageProgress,
 } from "./image-request.ts";
@@ -35,9 +36,12 @@ export function requestToWire(request: ImageRequest, callId: string): MessageIni
       sampler: samplerToWire(request.sampler),
       seed: BigInt(request.seed),
       numImages: request.numImages,
+      strength: request.initPicture?.strength ?? 0,
     },
     format: FORMATS[request.format],
     quality: request.quality ?? 0,
+    initImage: request.initPicture?.bytes ?? new Uint8Array(),
+    previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PriorityClass.INTERACTIVE }, // somebody waits for the answer to every HTTP request
   };
 }
@@ -52,6 +56,12 @@ export function progressFromWire(progress: Progress, stepsTotal: number): StageP
   const stage = STAGES[progress.stage];
   if (stage === undefined) return undefined;
   return { stage, stepsDone: progress.stepsDone, stepsTotal, imageIndex: progress.imageIndex };
+}
+
+/** Undefined where none came with it. */
+export function previewFromWire(progress: Progress, stepsTotal: number): Preview | undefined {
+  const { imageIndex, stepsDone, preview } = progress;
+  return preview.length === 0 ? undefined : { imageIndex, stepsDone, stepsTotal, data: preview };
 }
 
 /** @throws ServingError INTERNAL when the receipt is incomplete: it would not be enough to make the picture again. */
@@ -80,6 +90,9 @@ export function receiptFromWire(receipt: Receipt | undefined): GenerationReceipt
     numImages: parameters.numImages,
     promptChunks: receipt.promptChunks,
     hiresFix: hiresFixFromWire(receipt),
+    strength: parameters.strength === 0 ? undefined : parameters.strength,
+    initImageDigest: parameters.initImageDigest === "" ? undefined : parameters.initImageDigest,
+    tiledDecode: receipt.tiledDecode,
     times: {
       queueMs: times?.queueMs ?? 0,
       textEncodeMs: times?.textEncodeMs ?? 0,

@@ -16,6 +16,9 @@ export interface GenerateBody {
   readonly format?: string;
   readonly quality?: number;
   readonly num_images?: number;
+  /** A picture file in base64. */
+  readonly init_image?: string;
+  readonly strength?: number;
 }
 
 export interface GenerateReply {

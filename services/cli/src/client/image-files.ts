@@ -1,4 +1,4 @@
-import { access, constants, rename, rm, writeFile } from "node:fs/promises";
+import { access, constants, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, extname } from "node:path";
 import { CliError } from "../cli-error.ts";
 
@@ -20,6 +20,18 @@ export function fileNames(file: string, count: number): readonly string[] {
   const extension = extname(file);
   const stem = file.slice(0, file.length - extension.length);
   return Array.from({ length: count }, (_, i) => `${stem}-${i + 1}${extension}`);
+}
+
+/**
+ * A picture file in base64, for a request. Whether it is one is the server's to say.
+ * @throws CliError naming the file.
+ */
+export async function readInitImage(file: string): Promise<string> {
+  try {
+    return await readFile(file, "base64");
+  } catch (error) {
+    throw new CliError(`${file} cannot be read: ${(error as Error).message}`, { cause: error });
+  }
 }
 
 /**

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { errorBody } from "../http/error-reply.ts";
-import { type ImageRequest, STAGE_NAMES, type StageProgress } from "../image-request.ts";
-import { generateReply } from "./generate.ts";
+import { type ImageRequest, type Preview, STAGE_NAMES, type StageProgress } from "../image-request.ts";
+import { asBuffer, generateReply } from "./generate.ts";
 
 const acceptedData = z
   .object({
@@ -21,21 +21,38 @@ const progressData = z
   })
   .meta({ id: "ProgressEvent", description: "About 10 a second at most, fewer to a slow reader." });
 
+const previewData = z
+  .object({
+    image_index: z.int(),
+    steps_done: z.int().describe("Over all pictures."),
+    steps_total: z.int(),
+    image: z
+      .string()
+      .meta({ contentEncoding: "base64" })
+      .describe("A PNG of an eighth of the picture's size, at most 128 pixels a side."),
+  })
+  .meta({
+    id: "PreviewEvent",
+    description: "A picture on its way, when preview_every asked for it. Fewer to a slow reader.",
+  });
+
 export type AcceptedData = z.infer<typeof acceptedData>;
 export type ProgressData = z.infer<typeof progressData>;
+export type PreviewData = z.infer<typeof previewData>;
 
 /** One event of the stream: its name, and its data parsed. */
 export const generateEvent = z
   .discriminatedUnion("event", [
     z.object({ event: z.literal("accepted"), data: acceptedData }),
     z.object({ event: z.literal("progress"), data: progressData }),
+    z.object({ event: z.literal("preview"), data: previewData }),
     z.object({ event: z.literal("completed"), data: generateReply }),
     z.object({ event: z.literal("error"), data: errorBody }),
   ])
   .meta({
     id: "GenerateEvent",
     description:
-      "Each event of the stream has a name (`event:`) and JSON on one line (`data:`). In order: accepted, any number of progress, " +
+      "Each event of the stream has a name (`event:`) and JSON on one line (`data:`). In order: accepted, any number of progress and preview, " +
       "then completed (the JSON answer) or error (the error body). Lines that begin with a colon keep the connection alive.",
   });
 
@@ -45,4 +62,13 @@ export function acceptedToJson({ id, seed, model }: ImageRequest, stepsTotal: nu
 
 export function progressToJson({ stage, stepsDone, stepsTotal, imageIndex }: StageProgress): ProgressData {
   return { stage, steps_done: stepsDone, steps_total: stepsTotal, image_index: imageIndex };
+}
+
+export function previewToJson({ imageIndex, stepsDone, stepsTotal, data }: Preview): PreviewData {
+  return {
+    image_index: imageIndex,
+    steps_done: stepsDone,
+    steps_total: stepsTotal,
+    image: asBuffer(data).toString("base64"),
+  };
 }

@@ -36,6 +36,27 @@ export const generateBody = z
     format: z.enum(IMAGE_FORMATS).optional().describe("png when absent, or what the Accept header asks for."),
     quality: z.int().min(1).max(100).optional().describe("Of jpeg and webp."),
     num_images: z.int().min(1).max(8).default(1),
+    init_image: z
+      .string()
+      .optional()
+      .meta({ contentEncoding: "base64" })
+      .describe(
+        "A PNG, JPEG or WebP file in base64 that the pictures start from. It is turned as its EXIF says, laid on white, and scaled and cut to the size asked for.",
+      ),
+    strength: z
+      .number()
+      .gt(0)
+      .max(1)
+      .optional()
+      .describe(
+        "With init_image: how much of the schedule is run. Near 0 the picture stays, 1 keeps little of it. 0.6 when absent.",
+      ),
+    preview_every: z
+      .int()
+      .min(1)
+      .max(150)
+      .optional()
+      .describe("In a stream of events: a preview of each picture with every this many of its steps."),
   })
   .meta({ id: "Generate" });
 
@@ -60,11 +81,17 @@ const receipt = z
     karras_sigmas: z.boolean(),
     seed: z.int(),
     num_images: z.int(),
+    strength: z.number().optional().describe("Present when the pictures started from another."),
+    init_image_digest: z.string().optional().describe("SHA-256 of the file that they started from."),
     prompt_chunks: z.int().describe("Chunks of 77 tokens that the prompts took."),
     hires_fix: z
       .object({ native_width: z.int(), native_height: z.int(), strength: z.number(), upscale: z.string() })
       .optional()
       .describe("Present when the picture was made at the model's native size, upscaled and refined."),
+    tiled_decode: z
+      .boolean()
+      .optional()
+      .describe("True when the picture was decoded in overlapping tiles, which may differ a little in tone."),
     times: z.object({
       queue_ms: milliseconds,
       text_encode_ms: milliseconds,
@@ -112,6 +139,9 @@ export function draftFromBody(
     seed: body.seed,
     numImages: body.num_images,
     quality: body.quality,
+    initImage: body.init_image,
+    strength: body.strength,
+    previewEvery: body.preview_every,
   };
 }
 
@@ -154,6 +184,8 @@ function receiptToJson(from: GenerationReceipt): z.infer<typeof receipt> {
     karras_sigmas: from.karrasSigmas,
     seed: from.seed,
     num_images: from.numImages,
+    ...(from.strength !== undefined && { strength: from.strength }),
+    ...(from.initImageDigest !== undefined && { init_image_digest: from.initImageDigest }),
     prompt_chunks: from.promptChunks,
     ...(hiresFix && {
       hires_fix: {
@@ -163,6 +195,7 @@ function receiptToJson(from: GenerationReceipt): z.infer<typeof receipt> {
         upscale: hiresFix.upscale,
       },
     }),
+    ...(from.tiledDecode && { tiled_decode: true }),
     times: {
       queue_ms: times.queueMs,
       text_encode_ms: times.textEncodeMs,

@@ -58,6 +58,9 @@ describe("GET /openapi.json", () => {
       "format",
       "quality",
       "num_images",
+      "init_image",
+      "strength",
+      "preview_every",
     ]);
     expect(properties).toMatchObject({
       negative_prompt: { type: "string", default: "低分辨率, 模糊" },
@@ -67,6 +70,7 @@ describe("GET /openapi.json", () => {
       seed: { type: "integer", minimum: 0, maximum: 2 ** 53 - 1 },
       num_images: { type: "integer", default: 1, minimum: 1, maximum: 8 },
       format: { enum: ["png", "jpeg", "webp"] },
+      strength: { type: "number", exclusiveMinimum: 0, maximum: 1 },
     });
     expect(properties["width"]).not.toHaveProperty("minimum");
   });
@@ -77,6 +81,7 @@ describe("GET /openapi.json", () => {
     expect(events).toEqual([
       ["accepted", "AcceptedEvent"],
       ["progress", "ProgressEvent"],
+      ["preview", "PreviewEvent"],
       ["completed", "GenerateReply"],
       ["error", "Error"],
     ]);

@@ -7,6 +7,7 @@ const schema = z.strictObject({
   prompt: z.string(),
   steps: z.int().min(1).max(150).default(25),
   width: z.int().default(512),
+  strength: z.number().gt(0).max(1).optional(),
   scale: z.number().min(0).max(50).optional(),
   format: z.enum(["png", "jpeg"]).optional(),
 });
@@ -17,7 +18,11 @@ describe("strictValidator", () => {
   });
 
   it.each([
-    [{ prompt: "x", stepz: 1 }, "stepz", 'unknown field "stepz"; the fields are prompt, steps, width, scale, format'],
+    [
+      { prompt: "x", stepz: 1 },
+      "stepz",
+      'unknown field "stepz"; the fields are prompt, steps, width, strength, scale, format',
+    ],
     [{}, "prompt", "prompt is missing; it must be a text"],
     [{ prompt: 7 }, "prompt", "prompt is 7; it must be a text"],
     [{ prompt: "x", steps: "25" }, "steps", 'steps is "25"; it must be a whole number from 1 to 150'],
@@ -26,6 +31,7 @@ describe("strictValidator", () => {
     [{ prompt: "x", steps: null }, "steps", "steps is null; it must be a whole number from 1 to 150"],
     [{ prompt: "x", steps: [1] }, "steps", "steps is a list; it must be a whole number from 1 to 150"],
     [{ prompt: "x", width: 1e300 }, "width", "width is 1e+300; it must be a whole number"],
+    [{ prompt: "x", strength: 0 }, "strength", "strength is 0; it must be a number above 0 to 1"],
     [{ prompt: "x", scale: 51 }, "scale", "scale is 51; it must be a number from 0 to 50"],
     [{ prompt: "x", format: "gif" }, "format", 'format is "gif"; it must be one of png, jpeg'],
     [[1], undefined, "the body is a list; it must be a JSON object"],

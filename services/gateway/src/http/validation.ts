@@ -49,7 +49,9 @@ export function allowedText(schema: z.ZodType): string {
   if (schema instanceof z.ZodNumber) {
     const kind = schema.format === "safeint" ? "a whole number" : "a number";
     // A whole number without bounds of its own has those of exact doubles, which say nothing to a caller.
-    return schema.minValue === Number.MIN_SAFE_INTEGER ? kind : `${kind} from ${schema.minValue} to ${schema.maxValue}`;
+    if (schema.minValue === Number.MIN_SAFE_INTEGER) return kind;
+    const from = schema.safeParse(schema.minValue).success ? "from" : "above";
+    return `${kind} ${from} ${schema.minValue} to ${schema.maxValue}`;
   }
   return schema.description ?? "of another kind";
 }

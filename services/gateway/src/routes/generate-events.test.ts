@@ -49,6 +49,33 @@ describe("POST /generate with Accept: text/event-stream", () => {
     expect(events.at(-1)!.event).toBe("completed");
   });
 
+  it("shows pictures on their way when asked to", async () => {
+    const previews = [Uint8Array.of(1, 2), Uint8Array.of(3)];
+    const progress = [
+      { stage: Stage.DENOISE, stepsDone: 10, imageIndex: 0, preview: previews[0]! },
+      { stage: Stage.DENOISE, stepsDone: 11, imageIndex: 1, preview: previews[1]! },
+      { stage: Stage.IMAGE_DECODE, stepsDone: 12, imageIndex: 1 },
+    ];
+    const released = Promise.withResolvers<void>();
+    setTimeout(released.resolve, 300);
+    worker.next({ kind: "answer", progress, after: released.promise });
+    const came = worker.nextRequest();
+    const { events } = await eventsOf(await ask({ prompt: "x", steps: 6, num_images: 2, preview_every: 5 }));
+    await came;
+    expect(worker.requests.at(-1)!.previewEverySteps).toBe(5);
+    expect(events.filter(({ event }) => event === "preview").map(({ data }) => data)).toEqual([
+      { image_index: 0, steps_done: 10, steps_total: 12, image: "AQI=" },
+      { image_index: 1, steps_done: 11, steps_total: 12, image: "Aw==" },
+    ]);
+  });
+
+  it("refuses previews where there is no stream to show them in", async () => {
+    const refused = await ask({ prompt: "x", preview_every: 5 }, { accept: "application/json" });
+    const { error } = errorBody.strict().parse(await refused.json());
+    expect([refused.status, error.field]).toEqual([400, "preview_every"]);
+    expect(error.message).toContain("preview_every is 5, but previews come in a stream of events only");
+  });
+
   it.each([
     { prompt: "x", seed: 7, format: "webp", quality: 5 },
     { prompt: "国潮风T恤", seed: 7, num_images: 3 },

@@ -1,7 +1,7 @@
 import type { Clock } from "@atelier/core";
 import type { FastifyReply } from "fastify";
 import { replyFromGeneration } from "../dialects/generate.ts";
-import { acceptedToJson, progressToJson } from "../dialects/generate-events.ts";
+import { acceptedToJson, previewToJson, progressToJson } from "../dialects/generate-events.ts";
 import type { ErrorBody } from "../http/error-reply.ts";
 import { EVENT_STREAM_HEADERS, EventStream } from "../http/event-stream.ts";
 import type { Generation, GenerationEvent, ImageRequest } from "../image-request.ts";
@@ -35,10 +35,12 @@ export async function sendEvents(reply: FastifyReply, options: GenerateEventsOpt
     clock,
     intervalMs: PROGRESS_INTERVAL_MS,
     send: (report) => events.send("progress", progressToJson(report)),
+    sendPreview: (preview) => events.send("preview", previewToJson(preview)),
   });
 
   generate((event) => {
     if (event.type === "progress") return progress.offer(event);
+    if (event.type === "preview") return progress.offerPreview(event);
     accepted = true;
     events.send("accepted", acceptedToJson(image, event.stepsTotal));
     begun.resolve();

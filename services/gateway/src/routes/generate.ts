@@ -46,6 +46,7 @@ export function generateRoute(app: GatewayApp, options: GenerateRouteOptions): v
   app.post("/generate", { schema }, async (request, reply) => {
     const deadline = Deadline.after(clock, requestTimeoutMs);
     const { kind, format } = chooseReply(request.headers.accept, request.body);
+    if (kind !== "events") checkNoPreviews(request.body);
     const image = completeRequest(draftFromBody(request.body, { id: request.id, format }), fleet.views());
 
     const ticket = inFlight.enter();
@@ -101,6 +102,12 @@ export function chooseReply(
   return { kind: "picture", format };
 }
 
+function checkNoPreviews({ preview_every: every }: GenerateBody): void {
+  if (every === undefined) return;
+  const message = `preview_every is ${every}, but previews come in a stream of events only (accept ${EVENT_STREAM_TYPE})`;
+  throw new ServingError("INVALID_REQUEST", message, { field: "preview_every" });
+}
+
 function onCallerGone(reply: FastifyReply, run: () => void): void {
   // It may have left while its body was read.
   if (reply.raw.closed) run();
@@ -109,7 +116,7 @@ function onCallerGone(reply: FastifyReply, run: () => void): void {
 
 const schema = {
   operationId: "generate",
-  summary: "Make a picture from a prompt",
+  summary: "Make a picture from a prompt, or from another picture and a prompt",
   description:
     "Answers with JSON, or with the bytes of the picture when the Accept header prefers image/png, image/jpeg, image/webp or image/*, " +
     "or with server-sent events when it prefers text/event-stream: those begin once a worker has accepted the request, and what fails before is an ordinary error. " +

@@ -24,7 +24,7 @@ export type Behaviour =
       readonly after?: Promise<unknown>;
       readonly data?: Uint8Array;
       /** Reported, after the first step, before it waits for `after`. */
-      readonly progress?: readonly { stage: Stage; stepsDone: number; imageIndex?: number }[];
+      readonly progress?: readonly { stage: Stage; stepsDone: number; imageIndex?: number; preview?: Uint8Array }[];
     }
   | { readonly kind: "fail"; readonly error: ServingError }
   /** Accepts and never answers. */
