@@ -81,6 +81,15 @@ describe("a worker process", () => {
     expect(receipt!.modelDigest).toMatch(/^sha256:/);
   });
 
+  it("says in the receipt whether it had embedded both prompts before", async () => {
+    const ask = async () => {
+      const generation = client.generate({ prompt: "a kettle nobody asked for", negativePrompt: "nor this" });
+      await generation.ended;
+      return generation.all("completed")[0]!.receipt!.embeddingsCached;
+    };
+    expect([await ask(), await ask()]).toEqual([false, true]);
+  });
+
   it("makes one and the same picture of a seed: alone, beside another, and as a later image of a request", async () => {
     const alone = await imageOf(client.generate({ seed: 8n }));
     const other = client.generate({ seed: 3n, steps: 12, prompt: "国潮风T恤，白色背景" });

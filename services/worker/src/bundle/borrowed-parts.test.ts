@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { partsOfFolders } from "./borrowed-parts.ts";
 import { readBundle } from "./index.ts";
 import { bundleDigest, type PartList } from "./parts.ts";
-import { json, type ToyFiles, text, toyFiles, toyManifest, writeBundle } from "./testing/toy-bundle.ts";
+import { json, network, type ToyFiles, text, toyFiles, toyManifest, writeBundle } from "./testing/toy-bundle.ts";
 
 /** Holds the bundles "lender" and "borrower", side by side. */
 let dir: string;
@@ -63,6 +63,27 @@ describe("a bundle that borrows a part", () => {
     await rm(join(dir, "lender/unet"), { recursive: true });
     await writeFile(join(dir, "lender/text_encoder/model.onnx"), "damaged");
     await expect(read()).resolves.toMatchObject({ id: "borrower" });
+  });
+
+  it("reads the weights that a lent graph keeps beside itself, and in no other place", async () => {
+    const graph = (location: string) =>
+      network({
+        inputs: { latent_sample: [1, "b", 4, "h", "w"] },
+        outputs: { sample: [1, "b", 3, "h", "w"] },
+        externalData: [location],
+      });
+    const weights = { "vae_decoder/model.onnx_data": new Uint8Array(16) };
+    const beside = { ...weights, "vae_decoder/model.onnx": graph("model.onnx_data") };
+    await writeLender({ change: beside });
+    await writeBorrower(["vae_decoder"], "lender", { ...toyFiles(), ...beside });
+    await expect(read()).resolves.toMatchObject({ id: "borrower" });
+
+    const elsewhere = { ...weights, "vae_decoder/model.onnx": graph("../unet/model.onnx") };
+    await writeLender({ change: elsewhere });
+    await writeBorrower(["vae_decoder"], "lender", { ...toyFiles(), ...elsewhere });
+    expect(await complaint()).toContain(
+      'vae_decoder/model.onnx: keeps weights in "../unet/model.onnx", which has ".."',
+    );
   });
 
   it("may lend the lender another part", async () => {

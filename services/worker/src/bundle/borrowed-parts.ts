@@ -116,7 +116,8 @@ async function readLender(dir: string): Promise<Lender | undefined> {
 
 async function siblings(root: string): Promise<readonly string[]> {
   const parent = dirname(root);
-  const entries = await readdir(parent, { withFileTypes: true });
+  // A parent that cannot be listed holds no lender; whoever is not found is named.
+  const entries = await readdir(parent, { withFileTypes: true }).catch(() => []);
   const folders = entries.filter((entry) => entry.isDirectory() || entry.isSymbolicLink());
   return folders.slice(0, SIBLINGS_MAX).map(({ name }) => join(parent, name));
 }
