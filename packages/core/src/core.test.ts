@@ -61,6 +61,20 @@ describe("readConfig", () => {
     expect(readConfig(schema, { PORT: "" })).toEqual({ PORT: 8080, THREADS: 2 });
   });
 
+  it.each([
+    ["8589934592", 2 ** 33],
+    ["8GiB", 2 ** 33],
+    ["1.5 gib", 1.5 * 2 ** 30],
+    ["512MiB", 2 ** 29],
+    ["8GB", 8e9],
+  ])("reads %s as bytes", (text, bytes) => {
+    expect(readConfig(z.object({ ROOM: fromEnv.bytes() }), { ROOM: text })).toEqual({ ROOM: bytes });
+  });
+
+  it.each(["8 gigs", "-1GiB", "GiB", "0", "1e9", "0.3"])("does not take %s for bytes", (text) => {
+    expect(() => readConfig(z.object({ ROOM: fromEnv.bytes() }), { ROOM: text })).toThrow(/must be bytes, as/);
+  });
+
   it("names every bad variable and its value in one message", () => {
     expect(() => readConfig(schema, { PORT: "http", THREADS: "0" })).toThrow(/PORT=http[\s\S]*THREADS=0/);
   });

@@ -31,6 +31,17 @@ describe("readWorkerConfig", () => {
     expect(() => device({ ATELIER_SIMULATED_GPU: "a10" })).toThrow(/a10: has no meaning with ATELIER_DEVICE=cpu/);
   });
 
+  it("leaves it to the device what models may take and which of them are loaded first, unless it is told", () => {
+    const read = (env: Record<string, string>) => readWorkerConfig({ ATELIER_MODELS: "m", ...env });
+    expect(read({})).toMatchObject({ memoryBudgetBytes: undefined, preload: undefined });
+    expect(read({ ATELIER_MEMORY_BUDGET: "12GiB", ATELIER_PRELOAD: "b, a" })).toMatchObject({
+      memoryBudgetBytes: 12 * 2 ** 30,
+      preload: ["b", "a"],
+    });
+    expect(read({ ATELIER_PRELOAD: "none" }).preload).toEqual([]);
+    expect(() => read({ ATELIER_MEMORY_BUDGET: "much" })).toThrow(/ATELIER_MEMORY_BUDGET=much: must be bytes/);
+  });
+
   it("reads addresses of either family", () => {
     const listen = (text: string) =>
       readWorkerConfig({ ATELIER_MODELS: "m", ATELIER_WORKER_LISTEN: text, ATELIER_WORKER_ID: "w" }).listen;

@@ -13,6 +13,10 @@ export interface WorkerConfig {
   /** Where /metrics and /healthz are. */
   readonly metricsListen: Address;
   readonly bundleDirs: readonly string[];
+  /** Models to load before it is ready; undefined: all that fit, in order. */
+  readonly preload: readonly string[] | undefined;
+  /** What models and their step batches may take; undefined: what the device suggests. */
+  readonly memoryBudgetBytes: number | undefined;
   readonly device: DeviceSpec;
   /** Where TensorRT keeps its engines; undefined: it builds them at each start. */
   readonly tensorrtCacheDir: string | undefined;
@@ -59,6 +63,8 @@ const schema = z.object({
     .string({ error: "must name the model bundles: folders, separated by commas" })
     .pipe(fromEnv.list())
     .refine((dirs) => dirs.length > 0, "names no folder"),
+  ATELIER_PRELOAD: fromEnv.list().optional(),
+  ATELIER_MEMORY_BUDGET: fromEnv.bytes().optional(),
   ATELIER_DEVICE: z.enum([...PROVIDERS, "simulated"]).default("cpu"),
   ATELIER_TENSORRT_CACHE_DIR: z.string().optional(),
   ATELIER_SIMULATED_GPU: z.enum(SIMULATED_GPUS).optional(),
@@ -86,6 +92,8 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     listen: values.ATELIER_WORKER_LISTEN,
     metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,
     bundleDirs: values.ATELIER_MODELS,
+    preload: preloadOf(values.ATELIER_PRELOAD),
+    memoryBudgetBytes: values.ATELIER_MEMORY_BUDGET,
     device: deviceOf(values),
     tensorrtCacheDir: values.ATELIER_TENSORRT_CACHE_DIR,
     fallback: values.ATELIER_DEVICE_FALLBACK,
@@ -97,6 +105,11 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     drainMs: values.ATELIER_DRAIN_MS,
     logLevel: values.ATELIER_LOG_LEVEL,
   });
+}
+
+/** "none" alone loads nothing at the start. */
+function preloadOf(ids: readonly string[] | undefined): readonly string[] | undefined {
+  return ids?.length === 1 && ids[0] === "none" ? [] : ids;
 }
 
 /** @throws ConfigError where a GPU is named that nothing simulates: a real device must not be taken for it. */

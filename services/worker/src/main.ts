@@ -35,17 +35,21 @@ async function main(): Promise<void> {
     bundleDirs: config.bundleDirs,
     device,
     limits: config,
+    memoryBudgetBytes: config.memoryBudgetBytes,
     observer: metrics,
     stateDir: config.stateDir,
     onProblem: (error) => logger.warn({ err: error }, error.detail),
     onFatal: fail,
   });
   metrics.state = () => pipeline.state;
-  await pipeline.preload();
+  server.show(pipeline);
+  await pipeline.preload(config.preload);
   if (tensorrtCacheDir !== undefined) await checkTensorrtCache(tensorrtCacheDir, logger);
-  server.open(pipeline);
+  server.open();
   tellParent({ type: "ready" });
-  logger.info({ models: [...pipeline.models.keys()], device }, "ready");
+  const { places, memoryBudgetBytes, memoryUsedBytes } = pipeline.state;
+  const models = places.map(({ id, status }) => `${id} (${status})`);
+  logger.info({ models, device, memoryBudgetBytes, memoryUsedBytes }, "ready");
 
   const reason = await stopping;
   logger.info({ reason, drainMs: config.drainMs }, "draining");

@@ -63,7 +63,7 @@ describe("the models of a worker", () => {
   describe("with room for one", () => {
     beforeAll(async () => {
       const models = [...(await readModels([TEST_BUNDLE])).values()].map(memoryOf);
-      const one = new MemoryBudget({ budgetBytes: Infinity, models, narrowLanesMax: 0 });
+      const one = new MemoryBudget({ budgetBytes: Infinity, models, narrowLanesMax: 0, decoderSessions: 1 });
       one.hold("atelier-tiny", one.warmUpDemand("atelier-tiny"));
       const memoryBudgetBytes = 1.5 * one.usedBytes;
       pipeline = await createPipeline({ ...OPTIONS, bundleDirs: [TEST_BUNDLE, second], memoryBudgetBytes });

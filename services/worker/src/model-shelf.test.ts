@@ -230,9 +230,14 @@ function shelfOf({ room }: { room: number }) {
     sizeMin: 64,
     sizeMax: 1024,
   }));
-  const measure = new MemoryBudget({ budgetBytes: Infinity, models, narrowLanesMax: 0 });
+  const measure = new MemoryBudget({ budgetBytes: Infinity, models, narrowLanesMax: 0, decoderSessions: 1 });
   measure.hold("a", DEMAND);
-  const budget = new MemoryBudget({ budgetBytes: room * measure.usedBytes, models, narrowLanesMax: 0 });
+  const budget = new MemoryBudget({
+    budgetBytes: room * measure.usedBytes,
+    models,
+    narrowLanesMax: 0,
+    decoderSessions: 1,
+  });
   const clock = new ManualClock();
   const io = fakeIo();
   let changes = 0;

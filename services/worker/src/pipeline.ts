@@ -4,7 +4,7 @@ import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
 import { checkMovedImage } from "./denoise-state/check-moved-image.ts";
 import type { MovedImage } from "./denoise-state/denoise-state.ts";
-import { type DeviceSpec, deviceName, narrowLanesMax } from "./device/device.ts";
+import { type DeviceSpec, decoderSessions, deviceName, narrowLanesOf } from "./device/device.ts";
 import { markImage } from "./device/simulated/mark.ts";
 import { totalBytes } from "./memory/file-bytes.ts";
 import { MemoryBudget, type MemoryDemand } from "./memory/memory-budget.ts";
@@ -218,7 +218,8 @@ export class Pipeline {
     this.#budget = new MemoryBudget({
       budgetBytes: options.memoryBudgetBytes ?? (onCpu ? cpuBudgetBytes() : Infinity),
       models: models.map(memoryOf),
-      narrowLanesMax: narrowLanesMax(options.device),
+      narrowLanesMax: narrowLanesOf(options.device),
+      decoderSessions: decoderSessions(options.device),
     });
     const io = new ModelLoader({
       models: this.models,

@@ -151,6 +151,8 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
   simulated: boolean;
 
   /**
+   * Every model that it serves, with limits and defaults; `places` says which of them are in memory.
+   *
    * @generated from field: repeated atelier.v1.ResidentModel models = 7;
    */
   models: ResidentModel[];
@@ -180,6 +182,8 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
   requestsFree: number;
 
   /**
+   * What is counted against the budget: weights, and the largest step batches so far.
+   *
    * @generated from field: uint64 memory_used_bytes = 12;
    */
   memoryUsedBytes: bigint;
@@ -190,7 +194,7 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
   backlogStandardMs: number;
 
   /**
-   * What models and their step batches may take together.
+   * What models and their step batches may take together; 0 where that is not known.
    *
    * @generated from field: uint64 memory_budget_bytes = 14;
    */

@@ -106,8 +106,18 @@ export interface Device {
 }
 
 /** How many narrow lanes a U-Net may have there, each with weights of its own. */
-export function narrowLanesMax(spec: DeviceSpec): number {
-  return spec.kind === "onnx" && spec.provider === "cpu" && spec.threads > 1 ? spec.threads : 0;
+export function narrowLanesOf(spec: DeviceSpec): number {
+  if (spec.kind !== "onnx" || !severalThreads(spec)) return 0;
+  return Math.min(spec.threads, spec.narrowLanesMax ?? spec.threads);
+}
+
+/** A VAE decoder has one session, and a second of one thread for when the U-Net runs beside it. */
+export function decoderSessions(spec: DeviceSpec): number {
+  return spec.kind === "onnx" && severalThreads(spec) ? 2 : 1;
+}
+
+function severalThreads({ provider, threads }: OnnxDeviceSpec): boolean {
+  return provider === "cpu" && threads > 1;
 }
 
 /** The same U-Net without narrow lanes: for where they would take memory that there is not. */

@@ -36,6 +36,7 @@ export interface MemoryBudgetOptions {
   readonly models: readonly ModelMemory[];
   /** Further U-Net sessions that a busy CPU opens; each reads the weights again. */
   readonly narrowLanesMax: number;
+  readonly decoderSessions: number;
 }
 
 interface Known {
@@ -71,12 +72,14 @@ const SCALE_MIN = 0.1;
 export class MemoryBudget {
   readonly #known: ReadonlyMap<string, Known>;
   readonly #narrowLanesMax: number;
+  readonly #decoderSessions: number;
   readonly #held = new Map<string, Held>();
   #budgetBytes: number;
 
-  constructor({ budgetBytes, models, narrowLanesMax }: MemoryBudgetOptions) {
+  constructor({ budgetBytes, models, narrowLanesMax, decoderSessions }: MemoryBudgetOptions) {
     this.#budgetBytes = budgetBytes;
     this.#narrowLanesMax = narrowLanesMax;
+    this.#decoderSessions = decoderSessions;
     this.#known = new Map(
       models.map((memory) => {
         const prior = activationPrior(memory.family, memory.files);
@@ -245,12 +248,11 @@ export class MemoryBudget {
     return this.usedBytes + bytes <= this.#budgetBytes;
   }
 
-  /** On a device with narrow lanes the decoder has a session of one thread as well, whatever the U-Net has. */
   #weightsBytes(model: string, { narrowLanes }: { narrowLanes: boolean }): number {
     const { memory, openedBytes } = this.#of(model);
     const { textEncoder, unet, vaeDecoder, vaeEncoder } = memory.files;
     const fromStart = textEncoder + unet + vaeDecoder + vaeEncoder;
-    const later = (this.#narrowLanesMax > 0 ? vaeDecoder : 0) + (narrowLanes ? this.#narrowLanesMax * unet : 0);
+    const later = (this.#decoderSessions - 1) * vaeDecoder + (narrowLanes ? this.#narrowLanesMax * unet : 0);
     // Weights that grow when they are opened, float16 ones on a CPU say, grow so in every session.
     return Math.max(1, openedBytes / fromStart) * (fromStart + later);
   }

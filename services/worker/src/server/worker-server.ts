@@ -6,6 +6,12 @@ import {
   DrainResponseSchema,
   type GenerateRequest,
   type GenerateResponse,
+  type LoadModelRequest,
+  type LoadModelResponse,
+  LoadModelResponseSchema,
+  type UnloadModelRequest,
+  type UnloadModelResponse,
+  UnloadModelResponseSchema,
   type WatchRequest,
   type WatchResponse,
   WatchResponseSchema,
@@ -29,7 +35,7 @@ import { EventWriter } from "./event-writer.ts";
 import { reflectionOf } from "./reflection.ts";
 import { StatePublisher } from "./state-publisher.ts";
 import { readGenerateRequest, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
-import { describeWorker, type WorkerIdentity } from "./worker-state.ts";
+import { describeWorker, type WorkerIdentity, wirePlace } from "./worker-state.ts";
 
 /** A call without a deadline gets this one: nothing runs for ever. */
 const CALL_MAX_MS = 15 * 60_000;
@@ -60,6 +66,7 @@ export class WorkerServer {
   readonly #publisher: StatePublisher<WatchResponse>;
   readonly #watching = new Set<ServerWritableStream<WatchRequest, WatchResponse>>();
   #pipeline: Pipeline | undefined;
+  #warm = false;
   #draining = false;
   readonly #handedBack = new Map<string, DenoiseState>(); // by request and image, the newest of each
   #finished = 0; // requests that ended well
@@ -70,7 +77,10 @@ export class WorkerServer {
     this.#clock = options.clock ?? systemClock;
     this.#publisher = new StatePublisher(this.#clock, (sequence) =>
       create(WatchResponseSchema, {
-        state: describeWorker(options.identity, sequence, this.#pipeline, this.#draining),
+        state: describeWorker(options.identity, sequence, this.#pipeline, {
+          warm: this.#warm,
+          draining: this.#draining,
+        }),
       }),
     );
   }
@@ -81,7 +91,7 @@ export class WorkerServer {
   }
 
   get serving(): boolean {
-    return this.#pipeline !== undefined && !this.#draining;
+    return this.#warm && !this.#draining;
   }
 
   async bind(): Promise<void> {
@@ -90,6 +100,11 @@ export class WorkerServer {
       watch: (call: ServerWritableStream<WatchRequest, WatchResponse>) => this.#watch(call),
       drain: (call: ServerUnaryCall<DrainRequest, DrainResponse>, reply: sendUnaryData<DrainResponse>) =>
         void this.#drainCall(call, reply),
+      loadModel: (call: ServerWritableStream<LoadModelRequest, LoadModelResponse>) => void this.#loadModel(call),
+      unloadModel: (
+        call: ServerUnaryCall<UnloadModelRequest, UnloadModelResponse>,
+        reply: sendUnaryData<UnloadModelResponse>,
+      ) => void this.#unloadModel(call, reply),
     });
     this.#health.addToServer(this.#server);
     reflectionOf([WorkerService]).addToServer(this.#server);
@@ -101,10 +116,16 @@ export class WorkerServer {
     });
   }
 
-  /** The pipeline is warm: admits requests, and says so. */
-  open(pipeline: Pipeline): void {
+  /** From now on those who watch see the pipeline's models being loaded. */
+  show(pipeline: Pipeline): void {
     this.#pipeline = pipeline;
     pipeline.onChange(() => this.#publisher.changed());
+    this.#publisher.changed();
+  }
+
+  /** The pipeline that is shown is warm: admits requests, and says so. */
+  open(): void {
+    this.#warm = true;
     this.#setHealth("SERVING");
     this.#publisher.changed();
   }
@@ -203,14 +224,52 @@ export class WorkerServer {
     reply(null, create(DrainResponseSchema, { finished, handedBack: [...handedBack] }));
   }
 
+  async #loadModel(call: ServerWritableStream<LoadModelRequest, LoadModelResponse>): Promise<void> {
+    const { model } = call.request;
+    const gone = new AbortController();
+    const deadline = this.#deadlineOf(call);
+    call.on("cancelled", () => gone.abort(callEnded(deadline)));
+    const writer = new EventWriter<LoadModelResponse>(call);
+    try {
+      const pipeline = this.#admitting();
+      const response = () => {
+        const place = pipeline.state.places.find(({ id }) => id === model);
+        return create(LoadModelResponseSchema, place === undefined ? {} : { place: wirePlace(place) });
+      };
+      const loaded = pipeline.loadModel(model, { signal: gone.signal, deadline });
+      const off = pipeline.onChange(() => writer.writeNewest("place", response()));
+      await loaded.finally(off);
+      writer.write(response());
+      call.end();
+      this.#options.logger.info({ model }, "model loaded as asked");
+    } catch (error) {
+      call.emit("error", statusOf(error));
+    }
+  }
+
+  async #unloadModel(
+    call: ServerUnaryCall<UnloadModelRequest, UnloadModelResponse>,
+    reply: sendUnaryData<UnloadModelResponse>,
+  ): Promise<void> {
+    const { model } = call.request;
+    try {
+      const freed = await this.#admitting().unloadModel(model);
+      this.#options.logger.info({ model, freedBytes: freed }, "model unloaded as asked");
+      reply(null, create(UnloadModelResponseSchema, { freedBytes: BigInt(Math.round(freed)) }));
+    } catch (error) {
+      reply(statusOf(error), null);
+    }
+  }
+
   #admitting(): Pipeline {
     const { id } = this.#options.identity;
     if (this.#draining) throw new ServingError("DRAINING", `worker ${id} is leaving and admits nothing new`);
-    if (this.#pipeline === undefined) throw new ServingError("NO_WORKER", `worker ${id} is still loading its models`);
+    if (!this.#warm || this.#pipeline === undefined)
+      throw new ServingError("NO_WORKER", `worker ${id} is still loading its models`);
     return this.#pipeline;
   }
 
-  #deadlineOf(call: ServerWritableStream<GenerateRequest, GenerateResponse>): Deadline {
+  #deadlineOf(call: { getDeadline(): Date | number }): Deadline {
     const stated = call.getDeadline();
     const atMs = stated instanceof Date ? stated.getTime() : stated;
     const latestMs = this.#clock.nowMs() + CALL_MAX_MS;

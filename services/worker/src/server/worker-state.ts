@@ -1,5 +1,14 @@
-import { type ResidentModel, ResidentModelSchema, type WorkerState, WorkerStateSchema } from "@atelier/proto";
+import {
+  ModelPlaceSchema,
+  ModelStatus,
+  type ResidentModel,
+  ResidentModelSchema,
+  type ModelPlace as WirePlace,
+  type WorkerState,
+  WorkerStateSchema,
+} from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
+import type { ModelPlace, ModelStatus as Status } from "../model-shelf.ts";
 import type { Model } from "../models.ts";
 import type { Pipeline } from "../pipeline.ts";
 import { wireSampler } from "./wire.ts";
@@ -11,24 +20,26 @@ export interface WorkerIdentity {
   readonly simulated: boolean;
 }
 
-/** The worker as it is now, for those that watch it. `pipeline` is undefined before it is warm. */
+/** The worker as it is now, for those that watch it. `pipeline` is undefined before its bundles are read. */
 export function describeWorker(
   { id, device, simulated }: WorkerIdentity,
   sequence: bigint,
   pipeline: Pipeline | undefined,
-  draining: boolean,
+  { warm, draining }: { readonly warm: boolean; readonly draining: boolean },
 ): WorkerState {
   const state = pipeline?.state;
+  const budgetBytes = state?.memoryBudgetBytes ?? 0;
   return create(WorkerStateSchema, {
     workerId: id,
     sequence,
-    ready: pipeline !== undefined && !draining,
+    ready: warm && !draining,
     draining,
     device,
     simulated,
-    models: [...(pipeline?.models.values() ?? [])].map((model) =>
+    models: [...((warm ? pipeline?.models.values() : undefined) ?? [])].map((model) =>
       describeModel(model, state?.stepMs.get(model.bundle.id) ?? 0),
     ),
+    places: state?.places.map(wirePlace) ?? [],
     backlogInteractiveMs: state?.backlogMs.interactive ?? 0,
     backlogStandardMs: state?.backlogMs.standard ?? 0,
     backlogBulkMs: state?.backlogMs.bulk ?? 0,
@@ -36,7 +47,26 @@ export function describeWorker(
     stepTimes: [...(state?.stepTimes ?? [])],
     requestsInFlight: state?.requestsInFlight ?? 0,
     requestsFree: draining ? 0 : (state?.requestsFree ?? 0),
-    memoryUsedBytes: BigInt(process.memoryUsage.rss()),
+    memoryUsedBytes: BigInt(Math.round(state?.memoryUsedBytes ?? 0)),
+    memoryBudgetBytes: Number.isFinite(budgetBytes) ? BigInt(Math.round(budgetBytes)) : 0n,
+  });
+}
+
+const WIRE_STATUSES: Readonly<Record<Status, ModelStatus>> = {
+  "on-disk": ModelStatus.ON_DISK,
+  loading: ModelStatus.LOADING,
+  resident: ModelStatus.RESIDENT,
+  unloading: ModelStatus.UNLOADING,
+};
+
+export function wirePlace({ id, status, progress, weightsBytes, loadMs, error }: ModelPlace): WirePlace {
+  return create(ModelPlaceSchema, {
+    id,
+    status: WIRE_STATUSES[status],
+    progress,
+    weightsBytes: BigInt(Math.round(weightsBytes)),
+    loadMs,
+    error: error?.detail ?? "",
   });
 }
 

@@ -6,7 +6,12 @@ import {
   type GenerateResponse,
   type GenerationParameters,
   ImageFormat,
+  LoadModelRequestSchema,
+  type LoadModelResponse,
+  type ModelPlace,
   Sampler,
+  UnloadModelRequestSchema,
+  type UnloadModelResponse,
   WatchRequestSchema,
   type WatchResponse,
   WorkerService,
@@ -127,6 +132,21 @@ export class WorkerClient {
 
   drain(graceMs: number): Promise<DrainResponse> {
     return this.#unary(this.#client, "drain", create(DrainRequestSchema, { graceMs }));
+  }
+
+  /** Resolves to the places that were told, once the model is resident; rejects with the ServingError. */
+  loadModel(model: string): Promise<readonly ModelPlace[]> {
+    const call = this.#stream<LoadModelResponse>("loadModel", create(LoadModelRequestSchema, { model }), {});
+    const places: ModelPlace[] = [];
+    return new Promise((resolve, reject) => {
+      call.on("data", ({ place }: LoadModelResponse) => places.push(place!));
+      call.on("error", (error: ServiceError) => reject(errorFromStatus(error, this.#address)));
+      call.on("end", () => resolve(places));
+    });
+  }
+
+  unloadModel(model: string): Promise<UnloadModelResponse> {
+    return this.#unary(this.#client, "unloadModel", create(UnloadModelRequestSchema, { model }));
   }
 
   close(): void {
