@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .importing import command as importing
+from .quantize import options as quantize
 
 PHASES = ("draw", "tokenizer", "clip", "vae", "latents", "decoder", "unet", "judge")
 
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     toy = commands.add_parser("toy", help="train everything for a few steps, export, compare torch with onnxruntime")
     toy.add_argument("--out", type=Path, required=True)
     importing.add_arguments(commands.add_parser("import", help="write a bundle from a published model"))
+    quantize.add_arguments(commands.add_parser("quantize", help="write a bundle with eight-bit weights"))
     return parser
 
 
@@ -72,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     if args.command == "import":
         return importing.run(args)
+    if args.command == "quantize":
+        from .quantize.command import run
+
+        return run(args)
     recipe = replace(RECIPES["toy" if args.command == "toy" else args.recipe], seed=args.seed)
     work = Workspace(args.work, recipe)
     if args.command in PHASES:
