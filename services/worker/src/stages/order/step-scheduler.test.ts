@@ -23,6 +23,32 @@ describe("the order of service", () => {
     expect(bulk.preemptions).toBe(1); // one pause, however many steps it lasted
   });
 
+  it("counts each pause of a job", async () => {
+    const { world, enqueue } = denoising({ stepBatchMax: 1 });
+    const bulk = enqueue("bulk", { of: "bulk", steps: 9 });
+    for (const atMs of [15, 60]) world.at(atMs, () => enqueue(`at-${atMs}`, { of: "interactive", steps: 2 }));
+    await world.run();
+    expect(bulk.preemptions).toBe(2);
+  });
+
+  it("gives a long job a step now and then among endless short ones of its tenant", async () => {
+    const { world, enqueue } = denoising({ stepBatchMax: 1 });
+    let made = 0;
+    const short = () => enqueue(`short-${made++}`, { steps: 2 });
+    const long = enqueue("long", { steps: 100 });
+    short();
+    short();
+    const hear = world.onTurn;
+    world.onTurn = (turn) => {
+      hear(turn);
+      for (const _ of turn.finished) short();
+    };
+    await world.run({ untilMs: 60_000 });
+    // 100 steps of 10 ms: four times as long is its patience, less with every step.
+    expect(long.stepsDone).toBeGreaterThanOrEqual(15);
+    expect(long.stepsDone).toBeLessThanOrEqual(60_000 / 2000);
+  });
+
   it("serves the earliest wish to be finished first, and those that have one before those that have none", async () => {
     const { world, enqueue, trace } = denoising({ stepBatchMax: 1 });
     enqueue("no-wish");
@@ -90,6 +116,19 @@ describe("the order of service", () => {
     const share = (100 * made) / 20_000;
     expect(share).toBeGreaterThan(0.45);
     expect(share).toBeLessThan(0.55);
+  });
+
+  it("does not let a tenant save up the device for later that it could not use", async () => {
+    const { world, enqueue } = denoising({ runMs: ({ threads, rows }) => (threads === 1 ? 10 : 20) * rows, narrow: 2 });
+    enqueue("modest", { tenant: "modest", steps: 1000 }); // one lane of two at most
+    for (let i = 0; i < 10; i++) enqueue(`greedy-${i}`, { tenant: "greedy", steps: 1000 });
+    world.at(5000, () => {
+      for (let i = 0; i < 10; i++) enqueue(`late-${i}`, { tenant: "modest", steps: 1000 });
+    });
+    await world.run({ untilMs: 6000 });
+    const late = world.runs.filter(({ batch }) => batch.startedAtMs > 5000).map(({ batch }) => batch.jobs[0]!);
+    const share = late.filter(({ order }) => order.tenant === "greedy").length / late.length;
+    expect(share).toBeGreaterThan(0.45);
   });
 
   it("gives bulk work a step batch in each ageing time under endless urgent load, and the urgent hardly notice", async () => {

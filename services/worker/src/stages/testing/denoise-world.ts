@@ -61,7 +61,7 @@ export class DenoiseWorld<Job extends StepJob> {
       stepBatchMax: 8,
       ageingMs: 2000,
       jobsMax: 1000,
-      undecodedMax: 1000,
+      undecodedMax: Infinity, // nobody decodes
       opened: options.narrow ?? 0,
       predict: (batch) => batch.rows.map((_, i) => Float32Array.of(i)),
       ...options,
