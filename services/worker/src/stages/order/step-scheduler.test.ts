@@ -170,6 +170,56 @@ describe("the order of service", () => {
   });
 });
 
+describe.each([
+  ["on four cores", { runMs: FOUR_CORES, narrow: 4 }, 32],
+  ["on a GPU", { runMs: GPU }, 64],
+] as const)("waiting %s", (_, device, side) => {
+  it("is four times shorter for a short job behind eight long ones than until they are done, at no one's cost", async () => {
+    const finish = async (longClass: "interactive" | "standard") => {
+      const { world, enqueue } = denoising(device);
+      for (let i = 0; i < 8; i++) enqueue(`long-${i}`, { side, steps: 50, of: longClass });
+      let short: FakeJob | undefined;
+      world.at(100, () => {
+        short = enqueue("short", { side, steps: 10 });
+      });
+      await world.run();
+      return { shortMs: world.finishedAtMs.get(short!)! - 100, allMs: world.clock.nowMs() };
+    };
+    const ours = await finish("standard");
+    const completion = await finish("interactive"); // the short one gets its first step when the last long one is done
+    expect(completion.shortMs / ours.shortMs).toBeGreaterThan(4);
+    expect(completion.allMs / ours.allMs).toBeGreaterThan(0.97);
+  });
+
+  it("hardly grows for interactive jobs when bulk work takes all that they leave", async () => {
+    const longest = async (bulkJobs: number) => {
+      const { world, enqueue } = denoising(device);
+      let made = 0;
+      const bulk = () => enqueue(`bulk-${made++}`, { of: "bulk", side, steps: 30, rows: 1 + (made % 2) });
+      for (let i = 0; i < bulkJobs; i++) bulk();
+      const times: number[] = [];
+      let askedAtMs = 0;
+      const ask = () => {
+        askedAtMs = world.clock.nowMs();
+        enqueue(`interactive-${times.length}`, { of: "interactive", side, steps: 20 });
+      };
+      world.at(500, ask);
+      const hear = world.onTurn;
+      world.onTurn = (turn) => {
+        hear(turn);
+        for (const { order } of turn.finished) {
+          if (order.priorityClass === "bulk") bulk();
+          else times.push(world.clock.nowMs() - askedAtMs);
+          if (order.priorityClass === "interactive" && times.length < 40) world.at(world.clock.nowMs() + 20, ask);
+        }
+      };
+      await world.run({ untilMs: 30_000 });
+      return Math.max(...times);
+    };
+    expect((await longest(16)) / (await longest(0))).toBeLessThan(1.5);
+  });
+});
+
 describe("the lane", () => {
   it("is the wide one for a lone job", async () => {
     const { world, enqueue } = denoising({ runMs: FOUR_CORES, narrow: 4 });
