@@ -48,7 +48,7 @@ class Recipe:
     unet_channels: tuple[int, ...] = (48, 96, 128)
     unet_groups: int = 16
     unet_heads: int = 4
-    unet_steps: int = 5_800
+    unet_steps: int = 12_000
     unet_batch: int = 10
     unet_lr: float = 1.3e-3
     unet_text_lr: float = 3e-4
