@@ -303,8 +303,8 @@ describe("atelier models ls", () => {
     const atelier = start("models", "ls", "--url", await runningUrl());
     expect(await atelier.exitCode).toBe(0);
     expect(atelier.stdout.split("\n")).toEqual([
-      "ID    FAMILY  NATIVE   MAX         DEFAULTS            WORKERS  LICENSE",
-      "fake  sd      256x256  1024, by 8  25 steps, dpmpp_2m  1        Apache-2.0",
+      "ID    FAMILY  NATIVE   MAX         DEFAULTS            STATUS        WEIGHTS  WORKERS  LICENSE",
+      "fake  sd      256x256  1024, by 8  25 steps, dpmpp_2m  loading 42 %  143 MiB  1        Apache-2.0",
       "",
     ]);
   });

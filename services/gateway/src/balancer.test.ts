@@ -2,7 +2,7 @@ import { seededRandom } from "@atelier/core";
 import { describe, expect, it } from "vitest";
 import { Balancer } from "./balancer.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
-import { workerView } from "./testing/views.ts";
+import { modelView, workerView } from "./testing/views.ts";
 
 describe("Balancer", () => {
   it("picks the worker with the fewest requests in flight", () => {
@@ -32,6 +32,16 @@ describe("Balancer", () => {
       workerView("right", { inFlight: 9 }),
     ];
     expect(pick(fleet)).toBe("right");
+  });
+
+  it("prefers workers that have the model in memory, then those that load it, to those that have it on disk", () => {
+    const at = (address: string, status: "resident" | "loading" | "on_disk", inFlight: number) =>
+      workerView(address, { models: [modelView("m", {}, status)], inFlight });
+    const onDisk = at("disk", "on_disk", 0);
+    const loading = at("loading", "loading", 1);
+    expect(pick([onDisk, loading, at("resident", "resident", 9)])).toBe("resident");
+    expect(pick([onDisk, loading])).toBe("loading");
+    expect(pick([onDisk])).toBe("disk");
   });
 
   it("says of each worker why it is not ready", () => {

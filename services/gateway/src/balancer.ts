@@ -1,9 +1,10 @@
 import { type Random, ServingError } from "@atelier/core";
-import type { WorkerView } from "./fleet/worker-view.ts";
+import { PLACE_STATUSES, type WorkerView } from "./fleet/worker-view.ts";
 
 /**
  * Chooses the worker for a request: the one with the fewest of this gateway's requests in flight, among those that are
- * ready and hold the model. Ties are drawn, or every gateway would start at the first name of the list.
+ * ready and have the model in memory; where none has, those that are loading it, and then those that have it on disk.
+ * Ties are drawn, or every gateway would start at the first name of the list.
  */
 export class Balancer {
   readonly #random: Random;
@@ -24,8 +25,11 @@ export class Balancer {
       );
     }
 
-    const fewest = Math.min(...holding.map((worker) => worker.inFlight));
-    const tied = holding.filter((worker) => worker.inFlight === fewest);
+    const statusAt = (worker: WorkerView) => worker.models.get(request.model)?.place.status;
+    const best = PLACE_STATUSES.find((status) => holding.some((worker) => statusAt(worker) === status));
+    const eligible = holding.filter((worker) => statusAt(worker) === best);
+    const fewest = Math.min(...eligible.map((worker) => worker.inFlight));
+    const tied = eligible.filter((worker) => worker.inFlight === fewest);
     return tied[Math.floor(this.#random.next() * tied.length)]!;
   }
 }

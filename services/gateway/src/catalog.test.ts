@@ -23,6 +23,16 @@ describe("the catalog of models", () => {
     expect(catalogOf([stale, fresh])[0]?.limits.stepsMax).toBe(20);
   });
 
+  it("tells of a model that is in no memory, and of one in several places the best among ready workers", () => {
+    const at = (address: string, status: "resident" | "loading" | "on_disk", change = {}) =>
+      workerView(address, { models: [modelView("x", {}, status)], ...change });
+    const statusOf = (...fleet: ReturnType<typeof at>[]) => catalogOf(fleet)[0]?.place.status;
+    expect(statusOf(at("a", "on_disk"))).toBe("on_disk");
+    expect(statusOf(at("a", "on_disk"), at("b", "loading"))).toBe("loading");
+    expect(statusOf(at("a", "on_disk"), at("b", "resident"), at("c", "loading"))).toBe("resident");
+    expect(statusOf(at("a", "resident", lost), at("b", "on_disk"))).toBe("on_disk");
+  });
+
   it("takes the first model for a request that names none, also while its worker is away", () => {
     const fleet = [workerView("a", { models: ["x"], ...lost }), workerView("b", { models: ["y"] })];
     expect(findModel(fleet, undefined).id).toBe("x");

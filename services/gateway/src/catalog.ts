@@ -1,6 +1,6 @@
 import { ServingError } from "@atelier/core";
 import { notReadyMessage } from "./balancer.ts";
-import type { ModelView, WorkerView } from "./fleet/worker-view.ts";
+import { type ModelPlace, type ModelView, PLACE_STATUSES, type WorkerView } from "./fleet/worker-view.ts";
 
 /** A model as the fleet offers it. */
 export interface CatalogModel extends ModelView {
@@ -8,18 +8,25 @@ export interface CatalogModel extends ModelView {
   readonly workersReady: number;
 }
 
-/** Every model that the fleet is known to hold, in the order of its workers; those of lost workers too, with none ready. */
+/** Every model that the fleet is known to have, in memory or on disk, in the order of its workers; those of lost workers too, with none ready. */
 export function catalogOf(fleet: readonly WorkerView[]): readonly CatalogModel[] {
   const found = new Map<string, CatalogModel>();
   // What a ready worker says of a model comes before what a lost one said.
   for (const worker of [...fleet].sort((a, b) => Number(b.ready) - Number(a.ready))) {
     for (const model of worker.models.values()) {
       const workersReady = (found.get(model.id)?.workersReady ?? 0) + (worker.ready ? 1 : 0);
-      found.set(model.id, { ...(found.get(model.id) ?? model), workersReady });
+      const known = found.get(model.id) ?? model;
+      // The best place among ready workers; a lost one's counts only where there is no other.
+      const place = worker.ready && betterPlace(model.place, known.place) ? model.place : known.place;
+      found.set(model.id, { ...known, place, workersReady });
     }
   }
   const order = fleet.flatMap((worker) => [...worker.models.keys()]);
   return [...found.values()].sort((a, b) => order.indexOf(a.id) - order.indexOf(b.id));
+}
+
+function betterPlace(a: ModelPlace, b: ModelPlace): boolean {
+  return PLACE_STATUSES.indexOf(a.status) < PLACE_STATUSES.indexOf(b.status);
 }
 
 /**

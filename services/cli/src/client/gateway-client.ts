@@ -48,6 +48,10 @@ export interface ModelEntry {
   readonly native_height: number;
   readonly limits: { readonly size_max: number; readonly size_multiple: number };
   readonly defaults: { readonly steps: number; readonly sampler: string; readonly guidance_scale: number };
+  readonly status: string;
+  /** Of a load, 0..1. */
+  readonly progress: number;
+  readonly weights_bytes: number;
   readonly workers_ready: number;
 }
 

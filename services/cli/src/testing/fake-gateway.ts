@@ -80,5 +80,8 @@ const MODEL = {
   native_height: 256,
   limits: { size_max: 1024, size_multiple: 8 },
   defaults: { steps: 25, sampler: "dpmpp_2m", guidance_scale: 2.5 },
+  status: "loading",
+  progress: 0.42,
+  weights_bytes: 150_000_000,
   workers_ready: 1,
 };

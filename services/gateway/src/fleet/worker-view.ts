@@ -1,5 +1,5 @@
 import { ServingError } from "@atelier/core";
-import type { ResidentModel, WorkerState } from "@atelier/proto";
+import { ModelStatus, type ResidentModel, type ModelPlace as WirePlace, type WorkerState } from "@atelier/proto";
 import { type SamplerName, samplerFromWire } from "../samplers.ts";
 
 /** What the gateway last heard from a worker, and what it placed there itself. Up to one report old, so never exact. */
@@ -18,8 +18,19 @@ export interface WorkerView {
   readonly inFlight: number;
 }
 
+/** Where a worker has a model, from the best to the worst place for a request of it. */
+export const PLACE_STATUSES = ["resident", "loading", "on_disk"] as const;
+
+export interface ModelPlace {
+  readonly status: (typeof PLACE_STATUSES)[number];
+  /** Of a load, 0..1; 1 where it is resident. */
+  readonly progress: number;
+  readonly weightsBytes: number;
+}
+
 export interface ModelView {
   readonly id: string;
+  readonly place: ModelPlace;
   readonly name: string;
   readonly digest: string;
   readonly family: string;
@@ -52,10 +63,19 @@ export interface ModelView {
  * not say what it can do is not sent anything.
  */
 export function modelsFromState(state: WorkerState): ReadonlyMap<string, ModelView> {
-  return new Map(state.models.map((model) => [model.id, modelFromWire(model)]));
+  const places = new Map(state.places.map((place) => [place.id, placeFromWire(place)]));
+  return new Map(state.models.map((model) => [model.id, modelFromWire(model, places.get(model.id) ?? RESIDENT)]));
 }
 
-function modelFromWire(model: ResidentModel): ModelView {
+/** Of a worker that does not say: all that it serves is in memory. */
+const RESIDENT: ModelPlace = { status: "resident", progress: 1, weightsBytes: 0 };
+
+function placeFromWire({ status, progress, weightsBytes }: WirePlace): ModelPlace {
+  const named = status === ModelStatus.RESIDENT ? "resident" : status === ModelStatus.LOADING ? "loading" : "on_disk";
+  return { status: named, progress, weightsBytes: Number(weightsBytes) };
+}
+
+function modelFromWire(model: ResidentModel, place: ModelPlace): ModelView {
   const { limits, defaults } = model;
   const sampler = defaults && samplerFromWire(defaults.sampler);
   if (limits === undefined || defaults === undefined || sampler === undefined || limits.sizeMultiple === 0) {
@@ -63,6 +83,7 @@ function modelFromWire(model: ResidentModel): ModelView {
   }
   return {
     id: model.id,
+    place,
     name: model.name,
     digest: model.digest,
     family: model.family,

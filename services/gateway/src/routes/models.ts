@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { type CatalogModel, catalogOf } from "../catalog.ts";
 import type { Fleet } from "../fleet/fleet.ts";
+import { PLACE_STATUSES } from "../fleet/worker-view.ts";
 import { errorResponses } from "../http/openapi.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
 
@@ -41,11 +42,16 @@ const modelList = z
           guidance_scale: z.number(),
           sampler: z.enum(SAMPLER_NAMES),
         }),
+        status: z
+          .enum(PLACE_STATUSES)
+          .describe("The best place that it has on any ready worker; a request of one on disk waits for its load."),
+        progress: z.number().describe("Of its load, 0..1; 1 where it is resident."),
+        weights_bytes: z.int().describe("What its weights are counted with in a worker's memory."),
         workers_ready: z.int().describe("Workers that would take a request for it now."),
       }),
     ),
   })
-  .meta({ id: "ModelList", description: "Every model that the fleet is known to hold." });
+  .meta({ id: "ModelList", description: "Every model that the fleet is known to have, in memory or on disk." });
 
 function modelToJson({ limits, defaults, ...model }: CatalogModel) {
   return {
@@ -71,6 +77,9 @@ function modelToJson({ limits, defaults, ...model }: CatalogModel) {
       guidance_scale: defaults.guidanceScale,
       sampler: defaults.sampler,
     },
+    status: model.place.status,
+    progress: model.place.progress,
+    weights_bytes: model.place.weightsBytes,
     workers_ready: model.workersReady,
   };
 }

@@ -21,9 +21,14 @@ export function workerView(
   };
 }
 
-export function modelView(id: string, limits: Partial<ModelView["limits"]> = {}): ModelView {
+export function modelView(
+  id: string,
+  limits: Partial<ModelView["limits"]> = {},
+  status: ModelView["place"]["status"] = "resident",
+): ModelView {
   return {
     id,
+    place: { status, progress: status === "resident" ? 1 : 0, weightsBytes: 1000 },
     name: id,
     digest: "sha256:00",
     family: "sd-tiny",
