@@ -22,6 +22,8 @@ export interface WorldOptions {
   readonly ageingMs?: number;
   readonly jobsMax?: number;
   readonly undecodedMax?: number;
+  /** Rows of one run that there is memory for; by default any number. */
+  readonly rowsMax?: (model: string, shape: LatentShape) => number;
   /** Decides what a run gives; throws what the device would. By default each row gives its number. */
   readonly predict?: (batch: UnetBatch, lane: string) => readonly Float32Array[];
 }
@@ -63,10 +65,11 @@ export class DenoiseWorld<Job extends StepJob> {
       jobsMax: 1000,
       undecodedMax: Infinity, // nobody decodes
       opened: options.narrow ?? 0,
+      rowsMax: () => Infinity,
       predict: (batch) => batch.rows.map((_, i) => Float32Array.of(i)),
       ...options,
     };
-    const { narrow, models, stepBatchMax, ageingMs, jobsMax, undecodedMax } = this.#options;
+    const { narrow, models, stepBatchMax, ageingMs, rowsMax, jobsMax, undecodedMax } = this.#options;
     this.times = StepTimes.fromJSON(this.#options.knows === "all" ? this.#table() : []);
     for (const model of models) this.#lanes.set(model, this.#lanesOf(narrow));
     const lanesOf = (model: string) => this.#lanes.get(model)!;
@@ -76,7 +79,7 @@ export class DenoiseWorld<Job extends StepJob> {
     };
     this.stage = new DenoiseStage<Job>({
       lanesOf,
-      scheduler: new StepScheduler<Job>({ lanesOf: countLanes, times: this.times, stepBatchMax, ageingMs }),
+      scheduler: new StepScheduler<Job>({ lanesOf: countLanes, times: this.times, stepBatchMax, ageingMs, rowsMax }),
       clock: this.clock as Clock,
       limits: { jobsMax, undecodedMax },
       onLanesFailed: (_, error) => {
