@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -22,16 +23,19 @@ CALIBRATION_STEPS = 12
 
 
 def run(args: argparse.Namespace) -> int:
+    """The exit code: 0, or 1 with the reason on standard error."""
+
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what is unfinished is cleared away
     try:
         result = quantize_bundle(args, say)
     except (BundleProblem, TooLarge) as problem:
-        say(f"quantize: {problem}")
-        return 2
+        say(f"error: {problem}")
+        return 1
     if not result["qualityMet"]:
-        say(f"quantize: {result['calibrationPsnr']} dB on the calibration prompts is the best within this size; "
+        say(f"note: {result['calibrationPsnr']} dB on the calibration prompts is the best within this size; "
             f"{args.quality_min} were asked for")
     if not args.json:
         print(report.table(result))
