@@ -21,7 +21,7 @@ from atelier_trainer.__main__ import main
 from atelier_trainer.importing import figures
 from atelier_trainer.importing.clip_vocabulary import read_vocabulary
 from atelier_trainer.importing.refusal import ImportRefused
-from atelier_trainer.importing.single_file import family_of
+from atelier_trainer.importing.single_file import family_of, open_checkpoint
 
 TOKENIZERS = {"sd1": ["tokenizer"], "sd2": ["tokenizer"], "sdxl": ["tokenizer", "tokenizer_2"]}
 HALF, FLOAT, INT64 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -217,6 +217,18 @@ def test_published_figures_make_networks_of_the_published_sizes(part: str, netwo
             cls = getattr(transformers, config["architectures"][0])
             module = cls(cls.config_class(**config))
     assert sum(p.numel() for p in module.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("family", "marks", "prediction", "found", "size"), [
+    ("sd1", [], None, "epsilon", 512), ("sd2", [], None, "v_prediction", 768), ("sd2", [], "epsilon", "epsilon", 512),
+    ("sdxl", [], None, "epsilon", 1024), ("sdxl", ["v_pred"], None, "v_prediction", 1024),
+])
+def test_a_single_file_is_taken_for_its_family_s_usual_model_unless_told_otherwise(
+        models: Path, tmp_path: Path, family: str, marks: list[str], prediction: str | None, found: str, size: int) -> None:
+    weights = load_file(models / f"{family}.safetensors") | {mark: torch.zeros(0) for mark in marks}
+    save_file(weights, tmp_path / "file.safetensors")
+    source = open_checkpoint(tmp_path / "file.safetensors", models / "sd1/tokenizer", prediction=prediction)
+    assert (source.family, source.prediction, source.native_size) == (family, found, size)
 
 
 def test_openai_s_list_of_merges_is_a_vocabulary_too(models: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _import(args: argparse.Namespace) -> None:
     else:
         source = open_folder(args.source, args.fp16, args.family)
     what = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}[source.family]
-    print(f"{args.source.name}: {what}, {source.native_size} px, {sum(source.sizes.values()) / 1e6:.1f} MB of weights", flush=True)
+    print(f"{args.source.name}: {what}, {source.native_size} px, {source.prediction}, {sum(source.sizes.values()) / 1e6:.1f} MB of weights", flush=True)
     write_bundle(source, args.out, Wishes(
         id=id, name=args.name or id, half=args.fp16, external_data=args.external_data, force=args.force,
         license=args.license or source.license, lenders=lenders, origin=args.source.name,

@@ -44,6 +44,11 @@ class Source:
         """Pixels per side that the U-Net was trained at."""
         return int(self.config("unet").get("sample_size") or 64) * LATENTS_PER_PIXEL
 
+    @property
+    def prediction(self) -> str:
+        """What the U-Net predicts: "epsilon" or "v_prediction"."""
+        return json.loads(self.scheduler).get("prediction_type", "epsilon")
+
 
 def refuse_pickle(path: Path, called: str) -> None:
     if path.suffix.lower() in PICKLES:
