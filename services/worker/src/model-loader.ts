@@ -10,6 +10,8 @@ export interface ModelLoaderOptions {
   readonly budget: MemoryBudget;
   /** Makes the model's first picture. */
   readonly warmUp: (model: Model) => Promise<void>;
+  /** For the log: what somebody should know of how a model that was opened runs. */
+  readonly onNote: (note: string) => void;
   /** Grows with every request but the warm-ups; undefined while one is in flight. */
   readonly activity: () => number | undefined;
   /** Bytes of the device's memory that the process has now; undefined where that cannot be seen. */
@@ -40,7 +42,7 @@ export class ModelLoader implements ShelfIo {
   }
 
   async open(id: string, onOpened: (fileBytes: number) => void): Promise<void> {
-    const { threads, budget, warmUp, residentBytes } = this.#options;
+    const { threads, budget, warmUp, residentBytes, onNote } = this.#options;
     const model = this.#options.models.get(id)!;
     this.#loads += 1;
     this.#loading += 1;
@@ -49,7 +51,8 @@ export class ModelLoader implements ShelfIo {
       const before = residentBytes();
       try {
         const onNetwork = (stage: StageName) => onOpened(model.fileBytes[BYTES_OF[stage]]);
-        await threads.openModel(model, { narrowLanes: budget.narrowLanes(id), onNetwork });
+        const { notes } = await threads.openModel(model, { narrowLanes: budget.narrowLanes(id), onNetwork });
+        for (const note of notes) onNote(note);
       } catch (error) {
         throw error instanceof AggregateError ? allOf(error.errors) : error;
       }

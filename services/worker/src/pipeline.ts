@@ -226,6 +226,7 @@ export class Pipeline {
       threads: this.#threads,
       budget: this.#budget,
       warmUp: (model) => this.#warmUp(model),
+      onNote: (note) => onProblem(new ServingError("INVALID_BUNDLE", note)),
       activity: () => (this.#inFlight.size > this.#warmingUp ? undefined : this.#admitted),
       // A GPU's memory is no part of the process's.
       residentBytes: options.residentBytes ?? (() => (onCpu ? process.memoryUsage.rss() : undefined)),

@@ -64,6 +64,8 @@ export interface Releasable {
  * `narrow` want the same cores: run either the one or the others.
  */
 export interface UnetLanes {
+  /** What somebody should know of how the graph is run, for the log; undefined where there is nothing. */
+  readonly note?: string | undefined;
   /** Has all of the device, and is there from the start. */
   readonly wide: UnetLane;
   /**

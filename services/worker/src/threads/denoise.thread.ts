@@ -123,6 +123,7 @@ function openDenoise(
     return {
       lanes: narrowLanes ? lanes : wideOnly(lanes),
       plans: new Plans(scheduler),
+      note: lanes.note,
       // Narrow lanes open later.
       get weightsBytes() {
         return lanes.weightsBytes;

@@ -33,7 +33,8 @@ function openImageEncode(
 
   return {
     // Many bundles make images from words alone.
-    openModel: async (files) => (files.vaeEncoderPath === undefined ? { weightsBytes: 0 } : encoders.open(files)),
+    openModel: async (files) =>
+      files.vaeEncoderPath === undefined ? { weightsBytes: 0, notes: [] } : encoders.open(files),
     closeModel: (model) => encoders.close(model),
     enqueue: (id, { deadlineAtMs, ...work }) =>
       stage.enqueue({ ...work, id, deadline: new Deadline(systemClock, deadlineAtMs) }),

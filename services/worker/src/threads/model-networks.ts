@@ -5,10 +5,15 @@ import type { Releasable } from "../device/device.ts";
 export interface OpenedNetwork {
   /** As the device tells it, from the start; lanes that open later add theirs. */
   readonly weightsBytes: number;
+  /** For the log: what somebody should know of how the model runs. */
+  readonly notes: readonly string[];
 }
 
 /** One kind of network for each model that is in memory. They come and go while others run. */
-export class ModelNetworks<Files extends { readonly model: string }, Network extends Releasable> {
+export class ModelNetworks<
+  Files extends { readonly model: string },
+  Network extends Releasable & { readonly note?: string | undefined },
+> {
   readonly #open: (files: Files) => Promise<Network>;
   readonly #networks = new Map<string, Network>();
   readonly #opening = new Map<string, Promise<unknown>>();
@@ -33,7 +38,7 @@ export class ModelNetworks<Files extends { readonly model: string }, Network ext
     try {
       const network = await opening;
       this.#networks.set(model, network);
-      return { weightsBytes: network.weightsBytes };
+      return { weightsBytes: network.weightsBytes, notes: network.note === undefined ? [] : [network.note] };
     } finally {
       this.#opening.delete(model);
     }

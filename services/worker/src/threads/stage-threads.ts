@@ -159,9 +159,9 @@ async function openModel(
   const files = networkFiles(bundle);
   const { textEncoders, textDigest, zeroEmptyNegative, scheduler } = bundle;
   const opening = async (stage: StageName, opened: Promise<OpenedNetwork>) => {
-    const { weightsBytes } = await opened;
+    const network = await opened;
     onNetwork(stage);
-    return weightsBytes;
+    return network;
   };
   const outcomes = await Promise.allSettled([
     opening("textEncode", stages.textEncode.openModel({ ...files, textEncoders, textDigest, zeroEmptyNegative })),
@@ -174,8 +174,10 @@ async function openModel(
     await closeModel(stages, bundle.id);
     throw new AggregateError(reasons);
   }
+  const networks = outcomes.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
   return {
-    weightsBytes: outcomes.reduce((sum, outcome) => sum + (outcome.status === "fulfilled" ? outcome.value : 0), 0),
+    weightsBytes: networks.reduce((sum, { weightsBytes }) => sum + weightsBytes, 0),
+    notes: networks.flatMap(({ notes }) => notes),
   };
 }
 

@@ -24,10 +24,10 @@ export function openOnnxDevice({ provider, threads, narrowLanesMax = threads }: 
       understood(await narrow(files.path), (session) => new OnnxTextEncoder(session, files)),
     openUnet: async ({ model, unetPath }) => {
       const session = await unet(unetPath, threads);
-      if (session.note !== undefined) process.emitWarning(`${model}: unet/model.onnx runs as it is: ${session.note}`);
       return new OnnxUnetLanes(await understood(session, () => new OnnxUnet(session, threads)), {
         narrowMax: severalThreads ? Math.min(threads, narrowLanesMax) : 0,
         openNarrow: async () => understood(await unet(unetPath, 1), (lane) => new OnnxUnet(lane, 1)),
+        note: session.note && `${model}: unet/model.onnx runs once for each timestep in a batch: ${session.note}`,
         // A GPU's libraries choose their kernels by the size of the batch.
         comparedRows: provider === "cpu" ? [1] : [1, 4],
       });

@@ -6,6 +6,7 @@ export interface OnnxUnetLanesOptions {
   /** How many lanes of one thread there may be, and how to open one. */
   readonly narrowMax: number;
   readonly openNarrow: () => Promise<OnnxUnet>;
+  readonly note?: string | undefined;
   /** Rows of the runs in which a row is compared with itself among two. */
   readonly comparedRows: readonly number[];
 }
@@ -15,6 +16,7 @@ export class OnnxUnetLanes implements UnetLanes, Releasable {
   readonly wide: UnetLane;
   readonly narrow: OnnxUnet[] = [];
   readonly narrowMax: number;
+  readonly note: string | undefined;
   readonly #session: OnnxUnet;
   readonly #options: OnnxUnetLanesOptions;
   #opening: Promise<void> | undefined;
@@ -23,6 +25,7 @@ export class OnnxUnetLanes implements UnetLanes, Releasable {
   constructor(session: OnnxUnet, options: OnnxUnetLanesOptions) {
     this.wide = { threads: session.threads, predictNoise: (batch) => this.#predictWide(batch) };
     this.narrowMax = options.narrowMax;
+    this.note = options.note;
     this.#session = session;
     this.#options = options;
   }
