@@ -49,6 +49,18 @@ describe("StepTimes", () => {
     expect(predicted).toBeLessThan(ms * 1.5);
   });
 
+  it("hopes that a size has become cheaper that others are preferred to, so that it is tried again one day", () => {
+    const times = learned({ rows: 2, ms: 20 }, { rows: 4, ms: 40 });
+    for (let i = 0; i < 1000; i++) times.observe(run({ rows: 2, ms: 20 }));
+    expect(times.hopefulRunMs("tiny", square(32), 4, 4)).toBeGreaterThan(30);
+    expect(times.hopefulRunMs("tiny", square(32), 4, 4)).toBeLessThan(39);
+    for (let i = 0; i < 100_000; i++) times.observe(run({ rows: 2, ms: 20 }));
+    expect(times.hopefulRunMs("tiny", square(32), 4, 4)).toBe(20);
+    expect(times.runMs("tiny", square(32), 4, 4)).toBe(40);
+    times.observe(run({ rows: 4, ms: 40 }));
+    expect(times.hopefulRunMs("tiny", square(32), 4, 4)).toBe(40);
+  });
+
   it("keeps models apart", () => {
     expect(learned({ ms: 10 }).runMs("large", square(32), 4, 2)).toBe(0);
   });

@@ -6,8 +6,13 @@ const NEWEST_SHARE = 0.2;
 const OUTLIER_MAX = 3;
 /** Share of a run's time that is taken not to grow with its rows where only one size is known: enough to try more. */
 const FIXED_SHARE = 0.3;
-/** Four threads took half the time of one on the U-Nets measured: time falls with the root of the threads. */
-const THREADS_POWER = 0.5;
+/**
+ * How time falls with a lane's threads where one kind of lane has not been tried: four threads took half the time of one
+ * (0.5) on the U-Nets measured; less makes sure that it is tried.
+ */
+const THREADS_POWER = 0.35;
+/** Runs of a shape after which what was learned of a size that was not among them counts half, and no less. */
+const STALE_RUNS = 5000;
 
 /** One U-Net run. */
 export interface StepRun {
@@ -39,8 +44,17 @@ interface Curve {
   readonly height: number;
   readonly width: number;
   readonly threads: number;
-  readonly msByRows: Map<number, number>;
+  readonly points: Map<number, Point>;
 }
+
+interface Point {
+  readonly ms: number;
+  /** How many runs of the shape there had been when it was last met. */
+  readonly atRun: number;
+}
+
+/** Milliseconds that a point stands for after so many runs of its shape. */
+type MsOf = (point: Point, runs: number) => number;
 
 /**
  * How long U-Net runs take, learned for each model, latent shape, kind of lane and number of rows.
@@ -48,9 +62,13 @@ interface Curve {
  * The first run of a size on a lane is left out: it allocates, and would be believed for a long time. Sizes not met yet
  * are predicted from those that were, in this order of trust: other numbers of rows of the same shape (straight lines
  * between what is known), other kinds of lane, other shapes (a row of twice the area counts as two rows).
+ *
+ * `hopefulRunMs` takes a size that is not used to become cheaper, little by little: where the choice is between kinds of
+ * lane, what was once learned in a bad moment is tried again, the sooner the less there is to lose.
  */
 export class StepTimes {
   readonly #curves = new Map<string, Curve>();
+  readonly #runsOfShape = new Map<string, number>();
   /** Sizes that have run in this process, by lane. */
   readonly #met = new Set<string>();
   /** Device milliseconds that a row took lately, by model and shape: see `msPerRow`. */
@@ -63,26 +81,41 @@ export class StepTimes {
       return;
     }
     const curve = this.#curveOf(model, shape.height, shape.width, threads);
-    const known = curve.msByRows.get(rows);
-    curve.msByRows.set(rows, known === undefined ? ms : averaged(known, ms));
+    const key = shapeKey(model, shape.height, shape.width);
+    const atRun = this.#runs(key) + 1;
+    this.#runsOfShape.set(key, atRun);
+    const known = curve.points.get(rows);
+    curve.points.set(rows, { ms: known === undefined ? ms : averaged(known.ms, ms), atRun });
 
     const msPerRow = ms / lanes / rows;
     const area = shape.height * shape.width;
-    const key = `${model} ${shape.height}x${shape.width}`;
     const before = this.#perRow.get(key);
     this.#perRow.set(key, { model, area, ms: before === undefined ? msPerRow : averaged(before.ms, msPerRow) });
   }
 
   /** Predicted milliseconds of one run; 0 before anything is known of the model. */
   runMs(model: string, shape: LatentShape, threads: number, rows: number): number {
+    return this.#predict({ model, shape, threads, rows }, ({ ms }) => ms);
+  }
+
+  /** The same, but that a size counts the less the longer it has not been used, down to half. */
+  hopefulRunMs(model: string, shape: LatentShape, threads: number, rows: number): number {
+    return this.#predict(
+      { model, shape, threads, rows },
+      ({ ms, atRun }, runs) => ms * Math.max(0.5, 0.5 ** ((runs - atRun) / STALE_RUNS)),
+    );
+  }
+
+  #predict(run: Pick<StepRun, "model" | "shape" | "threads" | "rows">, msOf: MsOf): number {
+    const { model, shape, threads, rows } = run;
     const { height, width } = shape;
     const same = this.#curves.get(curveKey(model, height, width, threads));
-    if (same !== undefined && same.msByRows.size > 0) return along(same.msByRows, rows);
+    if (same !== undefined && same.points.size > 0) return this.#along(same, rows, msOf);
 
     let nearest: Curve | undefined;
     let nearestBy = Infinity;
     for (const curve of this.#curves.values()) {
-      if (curve.model !== model || curve.msByRows.size === 0) continue;
+      if (curve.model !== model || curve.points.size === 0) continue;
       const otherThreads = threads === curve.threads ? 0 : 1;
       const by = Math.abs(Math.log((height * width) / (curve.height * curve.width))) + otherThreads;
       if (by < nearestBy) [nearest, nearestBy] = [curve, by];
@@ -90,7 +123,7 @@ export class StepTimes {
     if (nearest === undefined) return 0;
     const likeRows = (rows * height * width) / (nearest.height * nearest.width);
     const slower = threads > 0 && nearest.threads > 0 ? (nearest.threads / threads) ** THREADS_POWER : 1;
-    return slower * along(nearest.msByRows, likeRows);
+    return slower * this.#along(nearest, likeRows, msOf);
   }
 
   /**
@@ -100,7 +133,7 @@ export class StepTimes {
    */
   msPerRow(model: string, shape: LatentShape): number {
     const area = shape.height * shape.width;
-    const same = this.#perRow.get(`${model} ${shape.height}x${shape.width}`);
+    const same = this.#perRow.get(shapeKey(model, shape.height, shape.width));
     if (same !== undefined) return same.ms;
     let nearest: { area: number; ms: number } | undefined;
     for (const other of this.#perRow.values()) {
@@ -112,8 +145,8 @@ export class StepTimes {
 
   /** The whole table. */
   toJSON(): readonly StepTime[] {
-    return [...this.#curves.values()].flatMap(({ model, height, width, threads, msByRows }) =>
-      [...msByRows].map(([rows, ms]) => ({ model, height, width, threads, rows, ms })),
+    return [...this.#curves.values()].flatMap(({ model, height, width, threads, points }) =>
+      [...points].map(([rows, { ms }]) => ({ model, height, width, threads, rows, ms })),
     );
   }
 
@@ -121,20 +154,33 @@ export class StepTimes {
   static fromJSON(known: readonly StepTime[]): StepTimes {
     const times = new StepTimes();
     for (const { model, height, width, threads, rows, ms } of known) {
-      times.#curveOf(model, height, width, threads).msByRows.set(rows, ms);
+      times.#curveOf(model, height, width, threads).points.set(rows, { ms, atRun: 0 });
       // Until it runs: the best that one run alone could do.
-      const key = `${model} ${height}x${width}`;
+      const key = shapeKey(model, height, width);
       const before = times.#perRow.get(key)?.ms ?? Infinity;
       times.#perRow.set(key, { model, area: height * width, ms: Math.min(before, ms / rows) });
     }
     return times;
   }
 
+  #runs(key: string): number {
+    return this.#runsOfShape.get(key) ?? 0;
+  }
+
+  /** Milliseconds at `rows`, which need not be whole. */
+  #along({ model, height, width, points }: Curve, rows: number, msOf: MsOf): number {
+    const runs = this.#runs(shapeKey(model, height, width));
+    return along(
+      [...points].map(([at, point]) => [at, msOf(point, runs)] as const),
+      rows,
+    );
+  }
+
   #curveOf(model: string, height: number, width: number, threads: number): Curve {
     const key = curveKey(model, height, width, threads);
     const known = this.#curves.get(key);
     if (known !== undefined) return known;
-    const curve: Curve = { model, height, width, threads, msByRows: new Map() };
+    const curve: Curve = { model, height, width, threads, points: new Map() };
     this.#curves.set(key, curve);
     return curve;
   }
@@ -146,13 +192,12 @@ export class StepTimes {
  * in proportion to the rows, and above a single one a part of it is fixed. More rows never take less time, whatever
  * noise says.
  */
-function along(msByRows: ReadonlyMap<number, number>, rows: number): number {
-  const exact = msByRows.get(rows);
-  if (exact !== undefined) return exact;
+function along(points: (readonly [number, number])[], rows: number): number {
   let below: readonly [number, number] | undefined;
   let lower: readonly [number, number] | undefined; // the next below `below`
   let above: readonly [number, number] | undefined;
-  for (const point of [...msByRows].toSorted(([a], [b]) => a - b)) {
+  for (const point of points.sort(([a], [b]) => a - b)) {
+    if (point[0] === rows) return point[1];
     if (point[0] > rows) {
       above = point;
       break;
@@ -171,6 +216,10 @@ function onLine([x1, y1]: readonly [number, number], [x2, y2]: readonly [number,
 
 function averaged(known: number, newest: number): number {
   return known + NEWEST_SHARE * (Math.min(newest, OUTLIER_MAX * known) - known);
+}
+
+function shapeKey(model: string, height: number, width: number): string {
+  return `${model} ${height}x${width}`;
 }
 
 function curveKey(model: string, height: number, width: number, threads: number): string {

@@ -95,7 +95,7 @@ describe("the order of service", () => {
           deviceMs.set(order.tenant, (deviceMs.get(order.tenant) ?? 0) + ms);
         }
     };
-    await world.run({ untilMs: 60_000 });
+    await world.run({ untilMs: 30_000 });
     const ratio = deviceMs.get("small")! / deviceMs.get("large")!;
     expect(ratio).toBeGreaterThan(0.9);
     expect(ratio).toBeLessThan(1.1);
@@ -213,7 +213,7 @@ describe.each([
           if (order.priorityClass === "interactive" && times.length < 40) world.at(world.clock.nowMs() + 20, ask);
         }
       };
-      await world.run({ untilMs: 30_000 });
+      await world.run({ untilMs: 15_000 });
       return Math.max(...times);
     };
     expect((await longest(16)) / (await longest(0))).toBeLessThan(1.5);

@@ -320,8 +320,8 @@ export class StepScheduler<Job extends ScheduledJob> {
       const { wideThreads, narrowThreads } = lanesOf(model);
       return {
         rows: alike.map(({ job }) => job.rowCount),
-        wideMs: (rows) => times.runMs(model, shape, wideThreads, rows),
-        narrowMs: (rows) => times.runMs(model, shape, narrowThreads, rows),
+        wideMs: (rows) => times.hopefulRunMs(model, shape, wideThreads, rows),
+        narrowMs: (rows) => times.hopefulRunMs(model, shape, narrowThreads, rows),
       };
     });
   }
