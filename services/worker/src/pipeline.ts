@@ -327,7 +327,7 @@ export class Pipeline {
    */
   handBack(reason: ServingError): void {
     this.#leaving ??= reason;
-    this.#left.abort(this.#leaving); // of those that wait for a model, nothing stands anywhere yet
+    this.#left.abort(this.#leaving); // those that wait for a model
     this.#threads.denoise.tell({ leave: failureOf(reason) });
   }
 
@@ -509,7 +509,11 @@ export class Pipeline {
     const failed = new AbortController(); // one image that fails takes the others of its request with it
     const signal = AbortSignal.any([call.signal, this.#stop.signal, failed.signal]);
     const acceptedAtMs = this.#clock.nowMs();
-    await claim?.ready({ signal: AbortSignal.any([signal, this.#left.signal]), deadline: call.deadline });
+    await claim
+      ?.ready({ signal: AbortSignal.any([signal, this.#left.signal]), deadline: call.deadline })
+      .catch((error: unknown) => {
+        throw error === this.#leaving ? this.#notBegun(running, error) : error;
+      });
     call.onEvent({ type: "progress", stage: "text_encode", imageIndex: 0, stepsDone: 0 });
     const text = await this.#threads.textEncode.run(
       request.id,
@@ -524,7 +528,7 @@ export class Pipeline {
     const start = await this.#encodeInitImage(running, signal);
     const encodedAtMs = this.#clock.nowMs();
     this.#observer?.embedded(text.embeddings);
-    if (this.#leaving !== undefined) throw this.#leaving;
+    if (this.#leaving !== undefined) throw this.#notBegun(running, this.#leaving);
 
     const images = running.jobIds.map((_, imageIndex) =>
       this.#makeImage(running, imageIndex, { conditioning: text.conditioning, start }, signal).catch(
@@ -642,6 +646,12 @@ export class Pipeline {
     } finally {
       this.#threads.denoise.tell({ taken: 1 });
     }
+  }
+
+  /** Its images stand where they stood when they came: those from elsewhere at their states, the others at noise. */
+  #notBegun({ request, call }: Running, reason: unknown): unknown {
+    for (const [imageIndex, image] of request.resumeFrom ?? []) call.onEvent({ type: "checkpoint", imageIndex, image });
+    return reason;
   }
 
   #tellCheckpoint({ call, model, phases }: Running, imageIndex: number, snapshot: JobSnapshot): void {

@@ -1,21 +1,29 @@
-import { type LatentShape, latentSize, type SamplerPlan } from "@atelier/diffusion";
+import { type LatentShape, latentSize, type SamplerName, type SamplerPlan } from "@atelier/diffusion";
 import type { Phases } from "../phases.ts";
 import { type MovedImage, refused } from "./denoise-state.ts";
 
-/** Arrays that the greediest sampler (UniPC) keeps. */
-const HISTORY_MAX = 3;
+/** Arrays that each sampler keeps after so many steps of a pass. A sampler takes its history for its own: others crash it. */
+const HISTORY: Readonly<Record<SamplerName, (steps: number) => number>> = {
+  dpmpp_2m: (steps) => Math.min(steps, 1),
+  dpmpp_2m_sde: (steps) => Math.min(steps, 1),
+  euler: () => 0,
+  euler_a: () => 0,
+  ddim: () => 0,
+  unipc: (steps) => (steps === 0 ? 0 : 1 + Math.min(steps, 2)),
+  lcm: () => 0,
+};
 
 /** What this worker would do with the request from the start; a state must fit into it. */
 export interface PlannedImage {
   readonly modelDigest: string;
-  readonly plan: Pick<SamplerPlan, "stepCount">;
+  readonly plan: Pick<SamplerPlan, "sampler" | "stepCount">;
   readonly phases: Phases;
 }
 
 /**
  * Whether this worker can finish the image as it was begun. A digest keeps nobody from writing a state of his own, so
- * nothing in it is believed: a wrong length would end in another request's memory, a huge draw count in minutes of
- * skipping.
+ * nothing in it is believed: a wrong length would end in another request's memory, a wrong history in a sampler's
+ * invariant and so the end of the process, a huge draw count in minutes of skipping.
  *
  * @throws ServingError INVALID_REQUEST naming `resume_from` and the reason.
  */
@@ -39,8 +47,10 @@ export function checkMovedImage({ modelDigest, shape, refine, snapshot }: MovedI
   }
   const size = latentSize(expected);
   if (latent.length !== size) throw refused(`has a latent of ${latent.length} numbers, its shape has ${size}`);
-  if (history.length > HISTORY_MAX) {
-    throw refused(`has ${history.length} arrays of history; no sampler keeps more than ${HISTORY_MAX}`);
+  const steps = stepIndex - firstStep;
+  const arrays = HISTORY[plan.sampler](steps);
+  if (history.length !== arrays) {
+    throw refused(`has ${history.length} arrays of history; after ${steps} steps ${plan.sampler} keeps ${arrays}`);
   }
   for (const [i, array] of history.entries()) {
     if (array.length !== size) throw refused(`has a history[${i}] of ${array.length} numbers, its shape has ${size}`);

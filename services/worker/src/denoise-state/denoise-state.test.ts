@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { SamplerName } from "@atelier/diffusion";
 import {
   type DenoiseState,
   DenoiseStateSchema,
@@ -83,6 +84,13 @@ describe("a DenoiseState", () => {
       /has no noise position/,
     ],
     [
+      "scalars that no sampler keeps",
+      (s) => {
+        s.historyScalars = [1];
+      },
+      /has 1 history_scalars, and no sampler keeps any/,
+    ],
+    [
       "no shape",
       (s) => {
         delete s.shape;
@@ -101,7 +109,7 @@ describe("a DenoiseState", () => {
       (s) => {
         s.parameters!.sampler = Sampler.DDIM;
       },
-      /begun with sampler 5, the request has 4/,
+      /begun with sampler 5, the request has 1/,
     ],
     [
       "noise of another seed",
@@ -163,7 +171,11 @@ describe("checkMovedImage", () => {
     ["before its phase's first step", { snapshot: { phase: 1, stepIndex: 3 } }, /latent shape|stands at step 3/],
     ["with a short latent", { snapshot: { latent: floats(63) } }, /latent of 63 numbers, its shape has 64/],
     ["with a long history", { snapshot: { history: [floats(65)] } }, /history\[0\] of 65 numbers/],
-    ["with too much history", { snapshot: { history: Array(4).fill(floats(64)) } }, /4 arrays of history/],
+    [
+      "with too much history",
+      { snapshot: { history: Array(4).fill(floats(64)) } },
+      /4 arrays of history; after 3 steps dpmpp_2m keeps 1/,
+    ],
     ["with NaN in it", { snapshot: { latent: floats(64, Number.NaN) } }, /NaN or an infinity/],
     ["with an infinity in its history", { snapshot: { history: [floats(64, Infinity)] } }, /NaN or an infinity/],
     [
@@ -176,6 +188,32 @@ describe("checkMovedImage", () => {
     const forged = { ...IMAGE, ...change, snapshot } as MovedImage;
     expect(() => checkMovedImage(forged, PLANNED)).toThrow(reason);
   });
+
+  // An invariant of a sampler ended the whole process on each of these, and the caller was told to try the next worker.
+  it.each<[SamplerName, number, number]>([
+    ["unipc", 2, 1],
+    ["unipc", 1, 3],
+    ["unipc", 0, 3],
+    ["dpmpp_2m", 0, 1],
+    ["dpmpp_2m_sde", 0, 1],
+    ["dpmpp_2m", 2, 0],
+    ["euler", 2, 1],
+  ])("refuses history that %s could not have left: at step %i, of %i arrays", (sampler, stepIndex, arrays) => {
+    const snapshot = { ...IMAGE.snapshot, stepIndex, history: Array<Float32Array>(arrays).fill(floats(64)) };
+    const planned = { ...PLANNED, plan: { sampler, stepCount: 10 } };
+    expect(() => checkMovedImage({ ...IMAGE, snapshot }, planned)).toThrow(
+      `${arrays} arrays of history; after ${stepIndex} steps ${sampler} keeps`,
+    );
+  });
+
+  it("counts a second phase's history from its own first step", () => {
+    const snapshot = { ...IMAGE.snapshot, phase: 1, latent: floats(256) } as const;
+    const at = (stepIndex: number, history: Float32Array[]) => () =>
+      checkMovedImage({ ...IMAGE, shape: LARGE, snapshot: { ...snapshot, stepIndex, history } }, PLANNED);
+    expect(at(8, [])).not.toThrow();
+    expect(at(9, [floats(256)])).not.toThrow();
+    expect(at(8, [floats(256)])).toThrow(/1 arrays of history; after 0 steps/);
+  });
 });
 
 const SHAPE = { channels: 4, height: 4, width: 4 };
@@ -187,7 +225,7 @@ const IMAGE: MovedImage = {
   snapshot: { phase: 0, stepIndex: 3, latent: floats(64), history: [floats(64, -2.5)], noise: { seed: 8n, draws: 64 } },
 };
 const PHASES: Phases = { shape: SHAPE, firstStep: 0, refine: IMAGE.refine, hiresFix: undefined, steps: 12 };
-const PLANNED = { modelDigest: "sha256:this", plan: { stepCount: 10 }, phases: PHASES };
+const PLANNED = { modelDigest: "sha256:this", plan: { sampler: "dpmpp_2m", stepCount: 10 }, phases: PHASES } as const;
 const PARAMETERS: GenerationParameters = create(GenerationParametersSchema, {
   model: "tiny",
   prompt: "a mug",
@@ -195,7 +233,7 @@ const PARAMETERS: GenerationParameters = create(GenerationParametersSchema, {
   height: 64,
   steps: 10,
   guidanceScale: 2.5,
-  sampler: Sampler.EULER_A,
+  sampler: Sampler.DPMPP_2M,
   seed: 7n,
   numImages: 4,
 });

@@ -69,6 +69,9 @@ export function readDenoiseState(
   for (const part of [state, parameters, shape, noise, state.refine, state.refine?.shape]) {
     if (part?.$unknown?.length) throw refused(`holds fields that this worker does not know (${part.$typeName})`);
   }
+  if (state.historyScalars.length > 0) {
+    throw refused(`has ${state.historyScalars.length} history_scalars, and no sampler keeps any`);
+  }
   if (!Buffer.from(digestOf(state)).equals(state.digest)) {
     throw refused("does not match its digest: it was cut, damaged or changed on the way");
   }

@@ -86,6 +86,7 @@ describe("an image that is moved to another worker process", () => {
     await refused([state], { prompt: "another" }, /begun with prompt/);
     await refused([{ ...state, latent: state.latent.subarray(0, 400) }], {}, /does not match its digest/);
     await refused([state], { model: "atelier-tiny-2" }, /begun with model "atelier-tiny"/);
+    await refused([withDigest({ ...state, history: [state.latent] })], {}, /1 arrays of history/);
   });
 
   /** A picture made in one go by the first worker, and where it stood after each step. */
@@ -111,7 +112,7 @@ describe("a worker that leaves with work in flight", () => {
     const leaving = await startWorker({ ATELIER_DRAIN_MS: "0" });
     const other = await startWorker();
     const wishes = [
-      { ...ONE_PHASE, steps: 150, sampler: wireSampler("euler_a"), seed: 3n, numImages: 2 },
+      { ...ONE_PHASE, steps: 80, sampler: wireSampler("euler_a"), seed: 3n, numImages: 2 },
       { ...TWO_PHASES, steps: 40, sampler: wireSampler("unipc"), seed: 9n, numImages: 1 },
     ];
     // Of two tenants, which take turns: both are under way when the worker leaves.
@@ -148,7 +149,24 @@ describe("a worker that leaves with work in flight", () => {
     expect(handedBack).toEqual(generation.all("checkpoint").map(({ state }) => state));
     await stopWorker(leaving);
   });
+
+  it("hands nothing back that it finished in time", async () => {
+    const leaving = await startWorker();
+    const wish = { ...ONE_PHASE, steps: 20, sampler: wireSampler("ddim") };
+    const generation = leaving.client.generate(wish, { checkpointEverySteps: 1 });
+    await generation.first("progress", ({ stepsDone }) => stepsDone >= 1);
+    const { finished, handedBack } = await leaving.client.drain(60_000);
+    await generation.ended;
+    expect({ finished, handedBack }).toEqual({ finished: 1, handedBack: [] });
+    await stopWorker(leaving);
+  });
 });
+
+/** What a forger who knows the format can do. */
+function withDigest(state: DenoiseState): DenoiseState {
+  const bare = { ...state, digest: new Uint8Array() };
+  return { ...state, digest: createHash("sha256").update(toBinary(DenoiseStateSchema, bare)).digest() };
+}
 
 async function startWorker(env: Record<string, string> = {}) {
   const worker = spawnWorker({ ATELIER_MODELS: TEST_BUNDLE, ...env });

@@ -20,13 +20,23 @@ describe("EventWriter", () => {
     expect(written).toEqual(["step 1", "step 4"]);
   });
 
-  it("always writes what nothing replaces, and nothing older after it", () => {
+  it("writes what waits before what nothing replaces, and nothing older after it", () => {
     const { writer, written, drain } = slowStream({ room: 1 });
     writer.writeNewest("step", "step 1");
     writer.writeNewest("step", "step 2");
     writer.write("image");
     drain();
-    expect(written).toEqual(["step 1", "image"]);
+    expect(written).toEqual(["step 1", "step 2", "image"]);
+  });
+
+  // The last checkpoint of an image was lost when another image of its request was finished before the reader caught up.
+  it("loses no checkpoint to another image's picture", () => {
+    const { writer, written } = slowStream({ room: 1 });
+    writer.write("accepted");
+    writer.writeNewest("checkpoint 1", "checkpoint 1 at 2");
+    writer.write("image 0");
+    writer.flush();
+    expect(written).toEqual(["accepted", "checkpoint 1 at 2", "image 0"]);
   });
 
   it("keeps the newest of each kind", () => {

@@ -22,9 +22,9 @@ export class EventWriter<Message> {
     });
   }
 
-  /** What waits is dropped: it would arrive out of order. */
+  /** What waits goes first: it would arrive out of order, and a checkpoint of another image is not to be lost. */
   write(message: Message): void {
-    this.#newest.clear();
+    this.flush();
     this.#blocked = !this.#stream.write(message);
   }
 

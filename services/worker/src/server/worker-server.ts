@@ -68,7 +68,7 @@ export class WorkerServer {
   #pipeline: Pipeline | undefined;
   #warm = false;
   #draining = false;
-  readonly #handedBack = new Map<string, DenoiseState>(); // by request and image, the newest of each
+  readonly #handedBack: DenoiseState[] = [];
   #finished = 0; // requests that ended well
   #port = 0;
 
@@ -153,7 +153,7 @@ export class WorkerServer {
       await pipeline.idle();
       giveUp();
     }
-    return { finished: this.#finished - before, handedBack: [...this.#handedBack.values()] };
+    return { finished: this.#finished - before, handedBack: [...this.#handedBack] };
   }
 
   /** Ends every stream and lets the port go. */
@@ -171,6 +171,7 @@ export class WorkerServer {
     const deadline = this.#deadlineOf(call);
     call.on("cancelled", () => gone.abort(callEnded(deadline)));
     const writer = new EventWriter<GenerateResponse>(call);
+    const unfinished = new Map<number, DenoiseState>(); // by image, the newest checkpoint
     let outcome = "ok";
     try {
       const pipeline = this.#admitting();
@@ -181,9 +182,12 @@ export class WorkerServer {
         onEvent: (event) => {
           if (event.type === "checkpoint") {
             const state = wireState(event, { parameters: call.request.parameters!, device: identity.device });
-            if (this.#draining) this.#handedBack.set(`${call.request.requestId}#${event.imageIndex}`, state);
+            unfinished.set(event.imageIndex, state);
             writer.writeNewest(`checkpoint ${event.imageIndex}`, wireCheckpoint(state));
-          } else if (event.type === "progress") writer.writeNewest("progress", wireEvent(event));
+            return;
+          }
+          if (event.type === "image") unfinished.delete(event.imageIndex);
+          if (event.type === "progress") writer.writeNewest("progress", wireEvent(event));
           else writer.write(wireEvent(event));
         },
       });
@@ -194,7 +198,10 @@ export class WorkerServer {
     } catch (error) {
       const { code } = toServingError(error);
       outcome = code;
-      if (code === "DRAINING") writer.flush(); // where the images stand is what the caller goes on from
+      if (code === "DRAINING") {
+        writer.flush(); // where the images stand is what the caller goes on from
+        this.#handedBack.push(...unfinished.values());
+      }
       if (code === "INTERNAL") logger.error({ err: error, requestId: call.request.requestId }, "a request failed");
       call.emit("error", statusOf(error));
     }
