@@ -28,6 +28,12 @@ describe("readWorkerConfig", () => {
     expect(() => device({ ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_GPU: "v100" })).toThrow(
       /ATELIER_SIMULATED_GPU=v100: .*a10.*rtx4090/,
     );
+    expect(device({ ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_SPEED: "50" })).toEqual({
+      kind: "simulated",
+      gpu: "a10",
+      speed: 50,
+    });
+    expect(() => device({ ATELIER_SIMULATED_SPEED: "50" })).toThrow(/50: has no meaning with ATELIER_DEVICE=cpu/);
     expect(() => device({ ATELIER_SIMULATED_GPU: "a10" })).toThrow(/a10: has no meaning with ATELIER_DEVICE=cpu/);
   });
 

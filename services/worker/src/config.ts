@@ -68,6 +68,7 @@ const schema = z.object({
   ATELIER_DEVICE: z.enum([...PROVIDERS, "simulated"]).default("cpu"),
   ATELIER_TENSORRT_CACHE_DIR: z.string().optional(),
   ATELIER_SIMULATED_GPU: z.enum(SIMULATED_GPUS).optional(),
+  ATELIER_SIMULATED_SPEED: z.coerce.number({ error: "must be a number" }).min(0.01).max(1000).optional(),
   // Refusing is the default: a GPU machine that quietly serves from its CPU is 50 times slower and looks healthy.
   ATELIER_DEVICE_FALLBACK: z.enum(["none", "cpu"]).default("none"),
   ATELIER_NARROW_LANES: fromEnv.integer({ min: 0, max: 1024 }).optional(),
@@ -114,8 +115,11 @@ function preloadOf(ids: readonly string[] | undefined): readonly string[] | unde
 
 /** @throws ConfigError where a GPU is named that nothing simulates: a real device must not be taken for it. */
 function deviceOf(values: z.output<typeof schema>): DeviceSpec {
-  const { ATELIER_DEVICE: provider, ATELIER_SIMULATED_GPU: gpu } = values;
-  if (provider === "simulated") return { kind: "simulated", gpu: gpu ?? "a10" };
+  const { ATELIER_DEVICE: provider, ATELIER_SIMULATED_GPU: gpu, ATELIER_SIMULATED_SPEED: speed } = values;
+  if (provider === "simulated") return { kind: "simulated", gpu: gpu ?? "a10", ...(speed && { speed }) };
+  if (speed !== undefined) {
+    throw new ConfigError(`ATELIER_SIMULATED_SPEED=${speed}: has no meaning with ATELIER_DEVICE=${provider}`);
+  }
   if (gpu === undefined) {
     const threads = values.ATELIER_THREADS ?? availableParallelism();
     return { kind: "onnx", provider, threads, narrowLanesMax: values.ATELIER_NARROW_LANES ?? threads };

@@ -23,11 +23,15 @@ export interface OnnxDeviceSpec {
 export interface SimulatedDeviceSpec {
   readonly kind: "simulated";
   readonly gpu: SimulatedGpu;
+  /** How many times faster than the GPU it runs; 1 where it is left out. Its name says so. */
+  readonly speed?: number;
 }
 
 /** As receipts, the fleet and moved states name it: "cpu", "cuda", "simulated:a10". */
 export function deviceName(spec: DeviceSpec): string {
-  return spec.kind === "simulated" ? `simulated:${spec.gpu}` : spec.provider;
+  if (spec.kind === "onnx") return spec.provider;
+  const { gpu, speed = 1 } = spec;
+  return speed === 1 ? `simulated:${gpu}` : `simulated:${gpu}x${speed}`;
 }
 
 /** Where a bundle's networks lie, as absolute paths. */

@@ -32,14 +32,14 @@ export async function readInitImage(
       const own = `${ownWidth}x${ownHeight}, ${ownWidth * ownHeight} pixels`;
       throw refused(`is ${own}; at most ${INIT_IMAGE_PIXELS_MAX} are read`);
     }
-    const { data } = await picture
+    const pixels = await picture
       .autoOrient()
       .flatten({ background: "white" })
       .resize(width, height, { fit: "cover", kernel: "lanczos3" })
       .toColourspace("srgb")
       .raw({ depth: "uchar" })
-      .toUint8Array();
-    return { data: data as Uint8Array<ArrayBuffer>, width, height };
+      .toBuffer(); // toUint8Array is never freed; see image-file.ts
+    return { data: new Uint8Array(pixels), width, height };
   } catch (error) {
     if (error instanceof ServingError) throw error;
     throw refused(`cannot be read: ${firstLine((error as Error).message)}`, error);

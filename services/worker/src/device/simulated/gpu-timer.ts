@@ -17,15 +17,17 @@ const SYSTEM: TimerPort = {
  */
 export class GpuTimer {
   readonly #timer: TimerPort;
+  readonly #speed: number;
   #lateMs = 0;
 
-  constructor(timer: TimerPort = SYSTEM) {
+  constructor({ timer = SYSTEM, speed = 1 }: { timer?: TimerPort; speed?: number } = {}) {
     this.#timer = timer;
+    this.#speed = speed;
   }
 
-  /** Does `work` and comes back `ms` after the call: the work is what stands in for the GPU's. */
+  /** Does `work` and comes back `ms` / speed after the call: the work is what stands in for the GPU's. */
   async run<Result>(ms: number, work: () => Result): Promise<Result> {
-    const endMs = this.#timer.nowMs() + ms - this.#lateMs;
+    const endMs = this.#timer.nowMs() + ms / this.#speed - this.#lateMs;
     const result = work();
     const leftMs = endMs - this.#timer.nowMs();
     if (leftMs > 0) await this.#timer.sleep(leftMs);

@@ -20,7 +20,7 @@ const EMBEDDING_WIDTH = 8;
  *
  * Each network has its own time, as if the text encoder, the U-Net and the VAE never waited for one another.
  */
-export function openSimulatedDevice({ gpu }: SimulatedDeviceSpec): Device {
+export function openSimulatedDevice({ gpu, speed = 1 }: SimulatedDeviceSpec): Device {
   const timesOf = ({ family }: NetworkFiles) => new GpuTimes(gpu, simulatedModel(family));
   const held = async (path: string) => ({ weightsBytes: await weightsBytes(path), release: async () => {} });
   return {
@@ -28,7 +28,7 @@ export function openSimulatedDevice({ gpu }: SimulatedDeviceSpec): Device {
       // SDXL reads an inner layer of two encoders, which share the time that is known of both; SD reads the last of one.
       const towers = hiddenOutput === "last_hidden_state" ? 1 : 2;
       const times = new GpuTimes(gpu, towers === 1 ? "sd15" : "sdxl");
-      const timer = new GpuTimer();
+      const timer = new GpuTimer({ speed });
       const encode = (rows: readonly TokenIds[]) =>
         timer.run(times.textEncodeMs(rows.length) / towers, () =>
           rows.map((ids) => embedded(ids, pooledOutput !== undefined)),
@@ -38,7 +38,7 @@ export function openSimulatedDevice({ gpu }: SimulatedDeviceSpec): Device {
 
     async openUnet(files) {
       const times = timesOf(files);
-      const timer = new GpuTimer();
+      const timer = new GpuTimer({ speed });
       const predictNoise = ({ shape, rows }: UnetBatch) =>
         timer.run(times.stepMs({ area: shape.height * shape.width, rows: rows.length }), () => rows.map(predicted));
       return {
@@ -53,7 +53,7 @@ export function openSimulatedDevice({ gpu }: SimulatedDeviceSpec): Device {
 
     async openVaeDecoder(files) {
       const times = timesOf(files);
-      const timer = new GpuTimer();
+      const timer = new GpuTimer({ speed });
       const decode = ({ latents, shape }: DecodeWork) =>
         timer.run(times.decodeMs({ area: shape.height * shape.width, pictures: latents.length }), () =>
           latents.map((latent) => markedPicture(latent, shape, GPU_NAMES[gpu])),
@@ -63,7 +63,7 @@ export function openSimulatedDevice({ gpu }: SimulatedDeviceSpec): Device {
 
     async openVaeEncoder(files) {
       const times = timesOf(files);
-      const timer = new GpuTimer();
+      const timer = new GpuTimer({ speed });
       const encode = ({ pixels, width, height }: { pixels: Float32Array; width: number; height: number }) => {
         const shape = { channels: files.latentChannels, height: height / VAE_SCALE, width: width / VAE_SCALE };
         const area = shape.height * shape.width;
