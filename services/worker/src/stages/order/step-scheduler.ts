@@ -344,6 +344,7 @@ export class StepScheduler<Job extends ScheduledJob> {
       rows: fitting.map(({ job }) => job.rowCount),
       equals: aged ? 1 : equals,
       runMs,
+      narrow: slot !== "wide",
       // Spread over the free lanes before any of them is given a larger batch.
       jobsMax: Math.min(this.#options.stepBatchMax, Math.ceil(ready.length / Math.max(1, free))),
       rowsMax: Math.min(
