@@ -34,6 +34,8 @@ export interface ModelShelfOptions {
   readonly budget: MemoryBudget;
   readonly io: ShelfIo;
   readonly clock: Clock;
+  /** What the device may take before it reads any weights, beyond the ordinary: building engines, say. */
+  readonly preparationMaxMs?: number;
   /** Hears of every change of a place, and of a load's progress. */
   readonly onChange: () => void;
 }
@@ -66,14 +68,16 @@ export class ModelShelf {
   readonly #budget: MemoryBudget;
   readonly #io: ShelfIo;
   readonly #clock: Clock;
+  readonly #preparationMaxMs: number;
   readonly #onChange: () => void;
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor({ models, budget, io, clock, onChange }: ModelShelfOptions) {
+  constructor({ models, budget, io, clock, preparationMaxMs = 0, onChange }: ModelShelfOptions) {
     this.#entries = new Map(models.map(({ id, fileBytes }) => [id, new Entry(id, fileBytes)]));
     this.#budget = budget;
     this.#io = io;
     this.#clock = clock;
+    this.#preparationMaxMs = preparationMaxMs;
     this.#onChange = onChange;
   }
 
@@ -235,7 +239,7 @@ export class ModelShelf {
 
   async #open(entry: Entry, { resolve, reject }: PromiseWithResolvers<void>): Promise<void> {
     const { id } = entry;
-    const deadlineMs = entry.loadDeadlineMs;
+    const deadlineMs = this.#preparationMaxMs + entry.loadDeadlineMs;
     let late: ServingError | undefined;
     const stopTicks = this.#tick();
     const stopTimer = this.#clock.after(deadlineMs, () => {

@@ -236,6 +236,8 @@ export class Pipeline {
       budget: this.#budget,
       io,
       clock,
+      // TensorRT builds its engines when a network first opens and runs.
+      preparationMaxMs: deviceName(options.device) === "tensorrt" ? WARM_UP_MAX_MS : 0,
       onChange: () => this.#changed(),
     });
   }
