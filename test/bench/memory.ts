@@ -34,7 +34,7 @@ export const bench: Bench = {
       { requests: count(options, "requests"), warmUps: Math.min(100, count(options, "requests")), steps: 4 },
     );
     const simulatedEnv = { ATELIER_DEVICE: "simulated", ATELIER_SIMULATED_SPEED: String(SIMULATED_SPEED) };
-    const simulatedRequests = { requests: count(options, "simulated"), warmUps: 2000, steps: 2 };
+    const simulatedRequests = { requests: count(options, "simulated"), warmUps: 8000, steps: 2 };
     const simulated = await grow({ model, threads, env: simulatedEnv }, simulatedRequests);
 
     console.log("resident memory of the worker's process, MiB:");
