@@ -3,14 +3,8 @@
 export type { ServiceMessage } from "@atelier/lifecycle";
 export { type Bundle, readBundle } from "./bundle/index.ts";
 export { openDevice } from "./device/device.ts";
-export {
-  createPipeline,
-  type GenerationCall,
-  type GenerationEvent,
-  type GenerationOutcome,
-  type Pipeline,
-  type PipelineOptions,
-} from "./pipeline.ts";
+export type { GenerationCall, GenerationEvent, GenerationOutcome } from "./generation.ts";
+export { createPipeline, type Pipeline, type PipelineOptions } from "./pipeline.ts";
 export { PromptTokenizer, parsePrompt } from "./prompt/index.ts";
 export type { GenerationRequest } from "./request.ts";
 export { toRgb } from "./stages/image-decode.ts";

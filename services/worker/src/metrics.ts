@@ -1,5 +1,6 @@
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
-import type { PipelineObserver, PipelineState, Stage } from "./pipeline.ts";
+import type { Stage } from "./generation.ts";
+import type { PipelineObserver, PipelineState } from "./pipeline.ts";
 import { PRIORITY_CLASSES } from "./stages/order/service-order.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import type { RunReport } from "./threads/denoise.thread.ts";

@@ -1,7 +1,8 @@
 import { Deadline, ServingError, seededRandom, systemClock } from "@atelier/core";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { createPipeline, type GenerationEvent, type Pipeline } from "./pipeline.ts";
+import type { GenerationEvent } from "./generation.ts";
+import { createPipeline, type Pipeline } from "./pipeline.ts";
 import type { GenerationRequest } from "./request.ts";
 import type { EncodedImage } from "./stages/image-file.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";

@@ -2,29 +2,31 @@ import { randomUUID } from "node:crypto";
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
-import { checkMovedImage } from "./denoise-state/check-moved-image.ts";
-import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import { type DeviceSpec, decoderSessions, deviceName, narrowLanesOf } from "./device/device.ts";
 import { markImage } from "./device/simulated/mark.ts";
+import type { GenerationCall, GenerationOutcome, Stage } from "./generation.ts";
+import { ImageMaker } from "./image-maker.ts";
 import { totalBytes } from "./memory/file-bytes.ts";
-import { MemoryBudget, type MemoryDemand } from "./memory/memory-budget.ts";
+import { MemoryBudget } from "./memory/memory-budget.ts";
 import { cpuBudgetBytes, memoryOf } from "./memory/model-memory.ts";
 import { type StepRoom, sameRoom } from "./memory/step-room.ts";
 import { ModelLoader } from "./model-loader.ts";
-import { type Claim, type ModelPlace, ModelShelf } from "./model-shelf.ts";
+import { type ModelPlace, ModelShelf } from "./model-shelf.ts";
 import { allOf, type Model, readModels } from "./models.ts";
-import { type HiresFix, type Phases, planPhases, stepsDoneAt } from "./phases.ts";
-import { checkRequest, type GenerationRequest } from "./request.ts";
-import type { Conditioning, JobSnapshot, Prediction, StartImage } from "./stages/denoise-job.ts";
-import { type EncodedImage, QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
+import { planPhases } from "./phases.ts";
+import { planRequest } from "./plan-request.ts";
+import type { GenerationRequest } from "./request.ts";
+import { demandOf, parseJobId, Running, type RunningParts } from "./running.ts";
+import type { Prediction } from "./stages/denoise-job.ts";
+import { QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
 import { readInitImage } from "./stages/init-image.ts";
-import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "./stages/order/service-order.ts";
-import { drawPreview, encodePreview, type PreviewMap, previewMapOf } from "./stages/preview.ts";
+import type { PriorityClass } from "./stages/order/service-order.ts";
+import { drawPreview, encodePreview, type PreviewMap } from "./stages/preview.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
 import { type StepTime, StepTimes } from "./step-times.ts";
 import { StepTimesFile } from "./step-times-file.ts";
 import type { DenoiseReport, RunReport } from "./threads/denoise.thread.ts";
-import { errorOf, failureOf } from "./threads/messages.ts";
+import { errorOf } from "./threads/messages.ts";
 import { openStageThreads, type StageThreads } from "./threads/stage-threads.ts";
 
 export interface PipelineOptions {
@@ -66,55 +68,6 @@ export interface PipelineObserver {
   stageTook(stage: Stage, ms: number): void;
   /** Where a request's prompts were embedded. */
   embedded(counts: EmbeddingCounts): void;
-}
-
-export type Stage = "text_encode" | "denoise" | "image_decode";
-
-/** How a request is made to stop, and where it says how it is getting on. */
-export interface GenerationCall {
-  /** Its reason, a ServingError, is what the request fails with. */
-  readonly signal: AbortSignal;
-  readonly deadline: Deadline;
-  readonly onEvent: (event: GenerationEvent) => void;
-}
-
-export type GenerationEvent =
-  | { readonly type: "accepted"; readonly backlogMs: number; readonly stepsTotal: number }
-  | {
-      readonly type: "progress";
-      readonly stage: Stage;
-      readonly imageIndex: number;
-      readonly stepsDone: number;
-      /** A PNG of the image so far, where one was wanted with this step. */
-      readonly preview?: Uint8Array;
-    }
-  /** An image as it stands: to be kept in case this worker is lost, or, before DRAINING, to be finished elsewhere. */
-  | { readonly type: "checkpoint"; readonly imageIndex: number; readonly image: MovedImage }
-  | { readonly type: "image"; readonly imageIndex: number; readonly seed: bigint; readonly image: EncodedImage };
-
-export interface GenerationOutcome {
-  readonly modelDigest: string;
-  readonly hiresFix: HiresFix | undefined;
-  readonly promptChunks: number;
-  /** Whether the VAE decoded in tiles. */
-  readonly tiledDecode: boolean;
-  /** By how much a prediction may depend on its batch mates; 0: not at all. */
-  readonly batchDifference: number;
-  /** Both prompts were embedded before: the text encoder did not run. */
-  readonly embeddingsCached: boolean;
-  /** How often the images gave way to more urgent work, together. */
-  readonly preemptions: number;
-  readonly times: GenerationTimes;
-  /** For each image that came from elsewhere: the step of the whole generation at which it went on here. */
-  readonly resumedAtSteps: readonly number[];
-}
-
-/** Wall milliseconds from stage to stage; `queueMs` is how much of them passed in waiting for the first two stages. */
-export interface GenerationTimes {
-  readonly queueMs: number;
-  readonly textEncodeMs: number;
-  readonly denoiseMs: number;
-  readonly imageDecodeMs: number;
 }
 
 export interface PipelineState {
@@ -167,6 +120,7 @@ export async function createPipeline(options: PipelineOptions): Promise<Pipeline
 export class Pipeline {
   readonly models: ReadonlyMap<string, Model>;
   readonly #threads: StageThreads;
+  readonly #maker: ImageMaker;
   readonly #times: StepTimes;
   readonly #timesFile: StepTimesFile | undefined;
   readonly #device: DeviceSpec;
@@ -177,8 +131,6 @@ export class Pipeline {
   readonly #observer: PipelineObserver | undefined;
   readonly #clock: Clock;
   readonly #stop = new AbortController();
-  #leaving: ServingError | undefined;
-  readonly #left = new AbortController();
   readonly #inFlight = new Map<string, Running>();
   readonly #listeners = new Set<() => void>();
   readonly #budget: MemoryBudget;
@@ -190,7 +142,6 @@ export class Pipeline {
   /** Requests admitted so far, warm-ups left out. */
   #admitted = 0;
   #warmingUp = 0;
-  #denoising = 0; // images between noise and finished latent
 
   constructor(
     options: PipelineOptions,
@@ -213,6 +164,7 @@ export class Pipeline {
     this.#limits = limits;
     this.#observer = observer;
     this.#clock = clock;
+    this.#maker = new ImageMaker({ threads: parts.threads, clock, observer, stopped: this.#stop.signal });
     const onCpu = deviceName(options.device) === "cpu";
     const models = [...this.models.values()];
     this.#budget = new MemoryBudget({
@@ -279,11 +231,11 @@ export class Pipeline {
    *   DEADLINE_EXCEEDED, NUMERIC_FAILURE, OUT_OF_MEMORY, the load's failure or the signal's reason.
    */
   async generate(request: GenerationRequest, call: GenerationCall): Promise<GenerationOutcome> {
-    const { model, phases } = this.#plan(request);
+    const { model, phases } = planRequest(request, this.models);
     call.deadline.check("starting the request");
     const { running, claim } = await this.#enter(request, call, { model, phases });
     try {
-      return await this.#run(running, claim);
+      return await this.#maker.run(running, claim);
     } finally {
       claim.release();
       this.#leave(running);
@@ -328,9 +280,7 @@ export class Pipeline {
    * on. Each request hears where its images stand and fails with `reason`; images that only want decoding get it.
    */
   handBack(reason: ServingError): void {
-    this.#leaving ??= reason;
-    this.#left.abort(this.#leaving); // those that wait for a model
-    this.#threads.denoise.tell({ leave: failureOf(reason) });
+    this.#maker.handBack(reason);
   }
 
   /** Takes every request in flight back, with `reason`, and admits nothing from now on. */
@@ -375,7 +325,7 @@ export class Pipeline {
         stepsDone: running.totalStepsDone,
         ...(preview && { preview: this.#drawPreview(preview, running.previewMap!) }),
       });
-      if (checkpoint !== undefined) this.#tellCheckpoint(running, imageIndex, checkpoint);
+      if (checkpoint !== undefined) this.#maker.tellCheckpoint(running, imageIndex, checkpoint);
     }
     this.#changed();
   }
@@ -384,27 +334,6 @@ export class Pipeline {
     const image = drawPreview(x0, shape, map);
     if (this.#device.kind === "simulated") markImage(image, this.#device.gpu);
     return encodePreview(image);
-  }
-
-  #plan(request: GenerationRequest): { model: Model; phases: Phases } {
-    const model = this.models.get(request.model);
-    if (model === undefined) {
-      const known = [...this.models.keys()].join(", ");
-      throw new ServingError("MODEL_NOT_FOUND", `model "${request.model}" is not here; this worker has ${known}`, {
-        field: "model",
-      });
-    }
-    checkRequest(request, model.limits);
-    checkPreview(request, model);
-    checkInitImage(request, model);
-    const plan = model.plans.get(request);
-    const { width, height, initImage } = request;
-    const wish = { width, height, strength: initImage?.strength };
-    const phases = planPhases(wish, model.bundle.manifest, plan, model.bundle.latentChannels);
-    for (const image of request.resumeFrom?.values() ?? []) {
-      checkMovedImage(image, { modelDigest: model.bundle.digest, plan, phases });
-    }
-    return { model, phases };
   }
 
   /**
@@ -448,7 +377,7 @@ export class Pipeline {
 
   #admit(request: GenerationRequest, call: GenerationCall, parts: RunningParts): Running {
     if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
-    if (this.#leaving !== undefined) throw this.#leaving;
+    if (this.#maker.leaving !== undefined) throw this.#maker.leaving;
     if (this.#inFlight.has(request.id)) {
       throw new ServingError("INVALID_REQUEST", `request_id ${request.id}: a request of this id is in flight`, {
         field: "request_id",
@@ -496,175 +425,13 @@ export class Pipeline {
     try {
       const running = this.#admit(request, call, { model, phases, picture: undefined });
       try {
-        await this.#run(running, undefined);
+        await this.#maker.run(running, undefined);
       } finally {
         this.#leave(running);
       }
     } finally {
       this.#warmingUp -= 1;
     }
-  }
-
-  /** A warm-up has no claim: it is part of the load. */
-  async #run(running: Running, claim: Claim | undefined): Promise<GenerationOutcome> {
-    const { request, call, model, phases } = running;
-    const failed = new AbortController(); // one image that fails takes the others of its request with it
-    const signal = AbortSignal.any([call.signal, this.#stop.signal, failed.signal]);
-    const acceptedAtMs = this.#clock.nowMs();
-    await claim
-      ?.ready({ signal: AbortSignal.any([signal, this.#left.signal]), deadline: call.deadline })
-      .catch((error: unknown) => {
-        throw error === this.#leaving ? this.#notBegun(running, error) : error;
-      });
-    call.onEvent({ type: "progress", stage: "text_encode", imageIndex: 0, stepsDone: 0 });
-    const text = await this.#threads.textEncode.run(
-      request.id,
-      {
-        model: request.model,
-        prompt: request.prompt,
-        negativePrompt: running.guided ? request.negativePrompt : undefined,
-        deadlineAtMs: call.deadline.atMs,
-      },
-      { signal },
-    );
-    const start = await this.#encodeInitImage(running, signal);
-    const encodedAtMs = this.#clock.nowMs();
-    this.#observer?.embedded(text.embeddings);
-    if (this.#leaving !== undefined) throw this.#notBegun(running, this.#leaving);
-
-    const images = running.jobIds.map((_, imageIndex) =>
-      this.#makeImage(running, imageIndex, { conditioning: text.conditioning, start }, signal).catch(
-        (error: unknown) => {
-          // What leaves says so by itself, and an image that is being decoded meanwhile is worth having.
-          if (error !== this.#leaving) failed.abort(error);
-          throw error;
-        },
-      ),
-    );
-    const made = await Promise.allSettled(images);
-    if (failed.signal.aborted) throw toServingError(failed.signal.reason);
-    if (this.#leaving !== undefined && made.some(({ status }) => status === "rejected")) throw this.#leaving;
-    const done = made.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
-
-    const startedAtMs = Math.min(...done.map((image) => image.startedAtMs));
-    const denoisedAtMs = Math.max(...done.map((image) => image.denoisedAtMs));
-    const times = {
-      // The threads' clocks may differ by a fraction of a millisecond.
-      queueMs: Math.max(0, text.startedAtMs - acceptedAtMs) + Math.max(0, startedAtMs - encodedAtMs),
-      textEncodeMs: encodedAtMs - acceptedAtMs,
-      denoiseMs: denoisedAtMs - encodedAtMs,
-      imageDecodeMs: this.#clock.nowMs() - denoisedAtMs,
-    };
-    this.#observer?.stageTook("text_encode", times.textEncodeMs);
-    this.#observer?.stageTook("denoise", times.denoiseMs);
-    this.#observer?.stageTook("image_decode", times.imageDecodeMs);
-    return {
-      modelDigest: model.bundle.digest,
-      hiresFix: phases.hiresFix,
-      promptChunks: text.promptChunks,
-      tiledDecode: done.some((image) => image.tiled),
-      batchDifference: Math.max(...done.map((image) => image.batchDifference)),
-      embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
-      preemptions: done.reduce((sum, image) => sum + image.preemptions, 0),
-      times,
-      resumedAtSteps: running.resumedAtSteps,
-    };
-  }
-
-  /** Once for all images of a request: each draws a latent of its own from what comes of it. */
-  async #encodeInitImage(running: Running, signal: AbortSignal): Promise<StartImage | undefined> {
-    const { request, call, model, phases, picture } = running;
-    if (picture === undefined) return undefined;
-    const { scalingFactor, shiftFactor = 0 } = model.bundle;
-    const work = { model: request.model, picture, shape: phases.shape, scaling: { scalingFactor, shiftFactor } };
-    const { atMs } = call.deadline;
-    const latents = await this.#threads.imageEncode.run(request.id, { ...work, deadlineAtMs: atMs }, { signal });
-    return { latents, firstStep: phases.firstStep };
-  }
-
-  async #makeImage(
-    running: Running,
-    imageIndex: number,
-    { conditioning, start }: { conditioning: Conditioning; start: StartImage | undefined },
-    signal: AbortSignal,
-  ) {
-    const { request, call, model, phases } = running;
-    const { scalingFactor, shiftFactor = 0 } = model.bundle;
-    const id = running.jobIds[imageIndex]!;
-    const seed = request.seed + BigInt(imageIndex);
-    const deadlineAtMs = call.deadline.atMs;
-    const { sampler, steps, karras, guidanceScale } = request;
-
-    const from = request.resumeFrom?.get(imageIndex);
-    this.#denoising += 1;
-    const denoising = this.#threads.denoise.run(
-      id,
-      {
-        model: request.model,
-        plan: { sampler, steps, karras },
-        shape: phases.shape,
-        start,
-        refine: phases.refine,
-        conditioning,
-        guidanceScale,
-        seed,
-        deadlineAtMs,
-        from: from && { snapshot: from.snapshot, stepsDone: running.stepsDone[imageIndex]! },
-        checkpointEverySteps: request.checkpointEverySteps ?? 0,
-        previewEverySteps: request.previewEverySteps ?? 0,
-        order: running.order,
-      },
-      { signal },
-    );
-    const denoised = await denoising.finally(() => {
-      this.#denoising -= 1;
-    });
-    if ("left" in denoised) {
-      this.#tellCheckpoint(running, imageIndex, denoised.left);
-      throw this.#leaving!;
-    }
-    const { latent, startedAtMs, batchDifference, preemptions } = denoised;
-    const denoisedAtMs = this.#clock.nowMs();
-    call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
-
-    try {
-      const { image, tiled } = await this.#threads.imageDecode.run(
-        id,
-        {
-          model: request.model,
-          latent,
-          shape: phases.refine?.shape ?? phases.shape,
-          scaling: { scalingFactor, shiftFactor },
-          tile: model.bundle.decodeTile,
-          wide: this.#denoising === 0,
-          encoding: request.encoding,
-          deadlineAtMs,
-        },
-        { signal, transfer: [latent.buffer] },
-      );
-      if (signal.aborted) throw toServingError(signal.reason);
-      call.onEvent({ type: "image", imageIndex, seed, image });
-      return { startedAtMs, denoisedAtMs, batchDifference, preemptions, tiled };
-    } finally {
-      this.#threads.denoise.tell({ taken: 1 });
-    }
-  }
-
-  /** Its images stand where they stood when they came: those from elsewhere at their states, the others at noise. */
-  #notBegun({ request, call }: Running, reason: unknown): unknown {
-    for (const [imageIndex, image] of request.resumeFrom ?? []) call.onEvent({ type: "checkpoint", imageIndex, image });
-    return reason;
-  }
-
-  #tellCheckpoint({ call, model, phases }: Running, imageIndex: number, snapshot: JobSnapshot): void {
-    const { refine } = phases;
-    const image: MovedImage = {
-      modelDigest: model.bundle.digest,
-      shape: snapshot.phase === 1 && refine !== undefined ? refine.shape : phases.shape,
-      refine,
-      snapshot,
-    };
-    call.onEvent({ type: "checkpoint", imageIndex, image });
   }
 
   #nativeMsPerRow({ id, manifest, latentChannels }: Model["bundle"]): number {
@@ -693,31 +460,6 @@ export class Pipeline {
   }
 }
 
-/** A step of one image at its largest shape, and what all images keep meanwhile. */
-function demandOf({ guidanceScale, numImages }: GenerationRequest, { shape, refine }: Phases): MemoryDemand {
-  return { shape: refine?.shape ?? shape, rows: guidanceScale > 1 ? 2 : 1, images: numImages };
-}
-
-/** @throws ServingError INVALID_REQUEST when previews are asked for that nothing can draw. */
-function checkPreview({ previewEverySteps = 0 }: GenerationRequest, { bundle }: Model): void {
-  if (previewEverySteps === 0 || previewMapOf(bundle) !== undefined) return;
-  const latents = `latents of ${bundle.latentChannels} channels of the family "${bundle.manifest.family}"`;
-  const message = `preview_every_steps ${previewEverySteps}: ${bundle.id} has no previewMatrix, and none is published for ${latents}`;
-  throw new ServingError("INVALID_REQUEST", message, { field: "preview_every_steps" });
-}
-
-/** @throws ServingError INVALID_REQUEST when images are to start from a picture and the model cannot see pictures. */
-function checkInitImage({ initImage, resumeFrom, numImages }: GenerationRequest, { bundle }: Model): void {
-  if (initImage === undefined) return;
-  if (initImage.bytes === undefined) {
-    if (resumeFrom?.size === numImages) return; // what they began from is behind them
-    throw new ServingError("INVALID_REQUEST", "init_image is missing", { field: "init_image" });
-  }
-  if (bundle.vaeEncoderPath !== undefined) return;
-  const message = `init_image: ${bundle.id} has no VAE encoder (vae_encoder/model.onnx), so its images start from words alone`;
-  throw new ServingError("INVALID_REQUEST", message, { field: "init_image" });
-}
-
 /** All of a start; each load has a deadline of its own. */
 const PRELOAD_MAX_MS = 2 * 60 * 60_000;
 /** A slow device may compile the networks at first use. */
@@ -726,66 +468,6 @@ const BUSY_WINDOW_MS = 10_000;
 /** As in the configuration. */
 const AGEING_MS_DEFAULT = 2000;
 
-interface RunningParts {
-  readonly model: Model;
-  readonly phases: Phases;
-  readonly picture: RgbImage | undefined;
-}
-
-/** A request in flight. */
-class Running {
-  readonly request: GenerationRequest;
-  readonly call: GenerationCall;
-  readonly model: Model;
-  readonly phases: Phases;
-  /** What image to image starts from. */
-  readonly picture: RgbImage | undefined;
-  readonly jobIds: readonly string[];
-  readonly previewMap: PreviewMap | undefined;
-  /** By image. */
-  readonly stepsDone: number[];
-  readonly resumedAtSteps: readonly number[];
-
-  constructor(request: GenerationRequest, call: GenerationCall, { model, phases, picture }: RunningParts) {
-    this.request = request;
-    this.call = call;
-    this.model = model;
-    this.phases = phases;
-    this.picture = picture;
-    this.previewMap = previewMapOf(model.bundle);
-    this.jobIds = Array.from({ length: request.numImages }, (_, i) => `${request.id}#${i}`);
-    const plan = model.plans.get(request);
-    this.stepsDone = this.jobIds.map((_, i) => {
-      const from = request.resumeFrom?.get(i);
-      return from === undefined ? 0 : stepsDoneAt(from.snapshot, phases, plan);
-    });
-    this.resumedAtSteps = [...(request.resumeFrom?.keys() ?? [])].map((i) => this.stepsDone[i]!);
-  }
-
-  /** At a scale of 1 and below guidance has nothing to add, and a step takes one row instead of two. */
-  get guided(): boolean {
-    return this.request.guidanceScale > 1;
-  }
-
-  get order(): ServiceOrder {
-    return this.request.order ?? DEFAULT_ORDER;
-  }
-
-  get totalStepsDone(): number {
-    return this.stepsDone.reduce((sum, steps) => sum + steps, 0);
-  }
-
-  get jobWork() {
-    const { shape, refine, steps } = this.phases;
-    const refineSteps = refine === undefined ? 0 : steps - this.request.steps;
-    const passes = [
-      { shape, steps: steps - refineSteps },
-      ...(refine === undefined ? [] : [{ shape: refine.shape, steps: refineSteps }]),
-    ];
-    return { model: this.request.model, priorityClass: this.order.priorityClass, rows: this.guided ? 2 : 1, passes };
-  }
-}
-
 /** Times learned on one device say nothing of another. */
 function timesKey(device: DeviceSpec): string {
   return device.kind === "onnx" ? `${deviceName(device)} ${device.threads}` : deviceName(device);
@@ -793,9 +475,4 @@ function timesKey(device: DeviceSpec): string {
 
 function digests(models: ReadonlyMap<string, Model>): ReadonlyMap<string, string> {
   return new Map([...models].map(([id, { bundle }]) => [id, bundle.digest]));
-}
-
-function parseJobId(id: string, inFlight: ReadonlyMap<string, Running>) {
-  const at = id.lastIndexOf("#");
-  return { running: inFlight.get(id.slice(0, at)), imageIndex: Number(id.slice(at + 1)) };
 }

@@ -1,6 +1,7 @@
 import { Deadline, ServingError, systemClock } from "@atelier/core";
 import { describe, expect, it } from "vitest";
-import { createPipeline, type GenerationEvent } from "../pipeline.ts";
+import type { GenerationEvent } from "../generation.ts";
+import { createPipeline } from "../pipeline.ts";
 import type { GenerationRequest } from "../request.ts";
 import { TEST_BUNDLE } from "../testing/test-bundle.ts";
 import type { MovedImage } from "./denoise-state.ts";

@@ -14,7 +14,7 @@ import {
 } from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
 import { type MovedImage, readDenoiseState, writeDenoiseState } from "../denoise-state/denoise-state.ts";
-import type { GenerationEvent, GenerationOutcome, Stage } from "../pipeline.ts";
+import type { GenerationEvent, GenerationOutcome, Stage } from "../generation.ts";
 import type { GenerationRequest, InitImage } from "../request.ts";
 import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
 import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "../stages/order/service-order.ts";
