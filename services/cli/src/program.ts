@@ -239,7 +239,13 @@ const IMPORT_EXAMPLES = [
 const QUANTIZE_HELP = `
 Every option is passed on to \`python -m atelier_trainer quantize\`, which says what it takes:
   --out <folder>              bundle folder to write
-  --mode <name>               dynamic or weight-only`;
+  --mode <name>               weight-only (default) or dynamic
+  --quality-min <dB>          PSNR to reach by keeping layers in float, while the size holds (50)
+  --size-max, --half-size-max <share>
+                              of the float32 bytes (0.30), of the float16 bytes (0.55)
+  --keep-max <count>          most layers kept in float
+  --report                    compare pictures and speed with the original's
+  --json                      one line of JSON and nothing else`;
 
 function embeddedModel(root: string): string {
   return join(root, "deploy/models/atelier-tiny");
