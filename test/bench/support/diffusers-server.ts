@@ -22,8 +22,14 @@ export class DiffusersServer {
   }
 
   /** @param bundle the ONNX bundle; its diffusers layout, same weights, is written to `folder`. */
-  static async start(options: { bundle: string; folder: string; threads: number }): Promise<DiffusersServer> {
-    const { bundle, folder, threads } = options;
+  static async start(options: {
+    bundle: string;
+    folder: string;
+    threads: number;
+    /** Where the pipeline runs: see diffusers_server.py. */
+    lock: "main" | "thread";
+  }): Promise<DiffusersServer> {
+    const { bundle, folder, threads, lock } = options;
     const environment = execFileSync("bash", [join(root, "scripts/python-env.sh")], { encoding: "utf8" }).trim();
     const python = join(environment, "bin/python");
     const env = {
@@ -37,7 +43,7 @@ export class DiffusersServer {
 
     const port = await freePort();
     const script = join(root, "test/bench/diffusers_server.py");
-    const args = ["-W", "ignore", script, folder, String(threads), String(port)];
+    const args = ["-W", "ignore", script, folder, String(threads), String(port), lock];
     const child = spawn(python, args, { env, stdio: ["ignore", 2, 2] });
     const url = `http://127.0.0.1:${port}`;
     const versions = await whileRunning(child, answering(url), { name: "diffusers", timeoutMs: START_MAX_MS });

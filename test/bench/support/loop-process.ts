@@ -16,6 +16,7 @@ export class LoopProcess {
 
   private constructor(child: ChildProcess) {
     this.#child = child;
+    child.setMaxListeners(0); // one for each request in flight
     child.on("message", ({ id, file }: { id: number; file: Uint8Array }) => {
       this.#waiting.get(id)!(file);
       this.#waiting.delete(id);

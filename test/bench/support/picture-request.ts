@@ -52,20 +52,23 @@ export function mixedRequests(count: number): PictureRequest[] {
   });
 }
 
-/** Draws all of `requests`, `inFlight` at a time. Returns the files in order, and the wall time in ms. */
+/** Draws all of `requests`, `inFlight` at a time. Returns the files in order, and wall times in ms. */
 export async function drawAll(requests: readonly PictureRequest[], inFlight: number, draw: Draw) {
   const files: Uint8Array[] = [];
   const latenciesMs: number[] = [];
   const startedMs = performance.now();
   let next = 0;
+  let lastAskedMs = startedMs;
   const client = async () => {
     while (next < requests.length) {
       const i = next++;
       const askedMs = performance.now();
+      lastAskedMs = askedMs;
       files[i] = await draw(requests[i]!);
       latenciesMs[i] = performance.now() - askedMs;
     }
   };
   await Promise.all(Array.from({ length: Math.min(inFlight, requests.length) }, client));
-  return { files, latenciesMs, ms: performance.now() - startedMs };
+  // `lastAskedMs`: until then as many were in flight as may be.
+  return { files, latenciesMs, ms: performance.now() - startedMs, lastAskedMs };
 }
