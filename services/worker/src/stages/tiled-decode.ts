@@ -15,7 +15,7 @@ export type DecodeTile = (latent: Float32Array, shape: LatentShape) => Promise<D
  * overlap, one fades into the other linearly.
  *
  * The result is near what a whole decode gives, not equal to it: the decoder's GroupNorm takes its means over the tile
- * instead of the picture, so tiles may differ a little in tone. `docs/performance.md` has the difference.
+ * instead of the picture, so tiles may differ a little in tone. `docs/decisions/0005-tiled-decode.md` has the difference.
  *
  * Shapes: `latent` is [channels, height, width], flat; a tile is [channels, tile, tile] or less at the right and lower
  * edge. `tile` is a multiple of 4 and at least 8. Allocates the picture and two rows of tiles.
