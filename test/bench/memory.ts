@@ -1,6 +1,5 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { setTimeout as pause } from "node:timers/promises";
 import { type Bench, count, median, otherLoad, printGoals, printTable, round } from "./support/bench.ts";
 import { drawAll, mixedRequests, type PictureRequest } from "./support/picture-request.ts";
 import { WorkerProcess } from "./support/worker-process.ts";
@@ -13,8 +12,11 @@ const PROMPTS = Array.from({ length: 40 }, (_, i) => `a mug, number ${i}`);
 /** Steps of a device that takes next to no time; the rest of a request is as long as ever. */
 const SIMULATED_SPEED = 500;
 
+const SAMPLE_MS = 250;
+
 /**
- * A worker's resident memory (VmRSS) before and after many mixed requests. Before the first look it has served a share
+ * A worker's resident memory (VmRSS) in the first and in the last quarter of many mixed requests, the median of samples:
+ * garbage is collected when it pays, so that a single look may be a tenth higher or lower than the next. Before the first look it has served a share
  * of them: every size is allocated, every lane open, every cache full, and the heap has found its size.
  */
 export const bench: Bench = {
@@ -39,7 +41,7 @@ export const bench: Bench = {
 
     console.log("resident memory of the worker's process, MiB:");
     printTable([
-      ["device", "requests", "before", "half way", "after", "growth %", "requests/s"],
+      ["device", "requests", "1st quarter", "3rd", "last", "growth %", "requests/s"],
       rowOf("cpu", cpu),
       rowOf("simulated", simulated),
     ]);
@@ -86,13 +88,20 @@ async function grow(
       prompt: PROMPTS[i % PROMPTS.length]!,
     }));
     await drawAll(pictures.slice(0, warmUps), IN_FLIGHT, draw);
-    const beforeMib = await residentMib(worker.pid);
-    const half = warmUps + Math.ceil(requests / 2);
-    const first = await drawAll(pictures.slice(warmUps, half), IN_FLIGHT, draw);
-    const halfWayMib = await residentMib(worker.pid);
-    const second = await drawAll(pictures.slice(half), IN_FLIGHT, draw);
-    const afterMib = await residentMib(worker.pid);
-    const perSecond = (1000 * requests) / (first.ms + second.ms);
+    const quarters: number[] = [];
+    let ms = 0;
+    for (let quarter = 0; quarter < 4; quarter++) {
+      const from = warmUps + Math.ceil((requests * quarter) / 4);
+      const to = warmUps + Math.ceil((requests * (quarter + 1)) / 4);
+      const samples = [residentMib(worker.pid)];
+      const sampling = setInterval(() => samples.push(residentMib(worker.pid)), SAMPLE_MS);
+      const drawn = await drawAll(pictures.slice(from, to), IN_FLIGHT, draw);
+      clearInterval(sampling);
+      ms += drawn.ms;
+      quarters.push(median(samples));
+    }
+    const [beforeMib, , halfWayMib, afterMib] = quarters as [number, number, number, number];
+    const perSecond = (1000 * requests) / ms;
     return { requests, beforeMib, halfWayMib, afterMib, growth: afterMib / beforeMib - 1, perSecond };
   } finally {
     await worker.stop();
@@ -100,14 +109,8 @@ async function grow(
 }
 
 /** The middle of several looks, after a moment in which garbage may be collected. */
-async function residentMib(pid: number): Promise<number> {
-  const looks: number[] = [];
-  for (let i = 0; i < 5; i++) {
-    await pause(400);
-    const kib = Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
-    looks.push(kib / 1024);
-  }
-  return median(looks);
+function residentMib(pid: number): number {
+  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) / 1024;
 }
 
 function rowOf(device: string, { requests, beforeMib, halfWayMib, afterMib, growth, perSecond }: Growth) {

@@ -133,7 +133,7 @@ describe("a worker that leaves with work in flight", () => {
       const finished = other.client.generate(wish, { resumeFrom: states });
       const whole = other.client.generate(wish);
       await Promise.all([finished.ended, whole.ended]);
-      expect(finished.all("completed")[0]!.receipt!.resumedAtSteps.every((step) => step > 0)).toBe(true);
+      expect(finished.all("completed")[0]!.receipt!.resumedAtSteps.some((step) => step > 0)).toBe(true);
       expect(picturesOf(finished)).toEqual(picturesOf(whole));
     }
     await stopWorker(other);
