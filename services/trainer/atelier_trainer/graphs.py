@@ -89,12 +89,13 @@ def export_graph(wrapper: torch.nn.Module, inputs: dict[str, torch.Tensor], outp
     finally:
         shutil.rmtree(scratch)
     _name_weights(model)
-    _store_half(model)
-    _share_equal_nodes(model)
-    _save(model, path, external_data)
+    store_half(model)
+    share_equal_nodes(model)
+    save_graph(model, path, external_data)
 
 
-def _save(model: onnx.ModelProto, path: Path, external_data: bool) -> None:
+def save_graph(model: onnx.ModelProto, path: Path, external_data: bool) -> None:
+    """Writes and checks the graph; its weights go to one file beside it where they are asked to, or too large to be inside."""
     weights_bytes = sum(len(i.raw_data) for i in model.graph.initializer)
     if external_data or weights_bytes > INSIDE_BYTES_MAX:
         (path.parent / (path.name + EXTERNAL_SUFFIX)).unlink(missing_ok=True)  # onnx would append to it
@@ -143,7 +144,7 @@ def _name_weights(model: onnx.ModelProto) -> None:
     _rename(model, names)
 
 
-def _store_half(model: onnx.ModelProto) -> None:
+def store_half(model: onnx.ModelProto) -> None:
     """Float initializers whose values float16 holds exactly become float16 plus a Cast that is folded at load."""
     casts = []
     for initializer in model.graph.initializer:
@@ -162,7 +163,7 @@ def _store_half(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def _share_equal_nodes(model: onnx.ModelProto) -> None:
+def share_equal_nodes(model: onnx.ModelProto) -> None:
     """Of nodes that compute the same from the same only the first stays: a trace repeats every shape and constant."""
     kept: list[onnx.NodeProto] = []
     first: dict[tuple, onnx.NodeProto] = {}

@@ -98,7 +98,18 @@ export class WorkerMetrics implements PipelineObserver {
       "Share of the last ten seconds in which the denoise lanes ran",
       (s) => s.denoiseBusyRatio,
     );
+    this.#gauge(
+      "atelier_worker_memory_counted_bytes",
+      "Weights and the largest runs so far of the models in memory, as the budget counts them",
+      (s) => s.memoryUsedBytes,
+    );
+    this.#gauge(
+      "atelier_worker_memory_budget_bytes",
+      "What models and their step batches may take together; +Inf where it is not known",
+      (s) => s.memoryBudgetBytes,
+    );
     this.#backlogGauge();
+    this.#modelsGauge();
     this.#gauge(
       "atelier_worker_denoise_waiting",
       "Images that wait for a place in the step batch",
@@ -143,6 +154,21 @@ export class WorkerMetrics implements PipelineObserver {
         const state = metrics.state();
         if (state === undefined) return;
         for (const each of PRIORITY_CLASSES) this.set({ class: each }, state.backlogMs[each] / 1000);
+      },
+    });
+  }
+
+  #modelsGauge(): void {
+    const metrics = this;
+    new Gauge({
+      name: "atelier_worker_model_resident",
+      help: "1 for a model whose networks are open and warm, 0 for one on disk or on its way",
+      labelNames: ["model"],
+      registers: [this.registry],
+      collect() {
+        const state = metrics.state();
+        if (state === undefined) return;
+        for (const { id, status } of state.places) this.set({ model: id }, status === "resident" ? 1 : 0);
       },
     });
   }

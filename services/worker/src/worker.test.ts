@@ -282,6 +282,16 @@ describe("a worker process", () => {
     expect((await fetch(`${metrics}/nothing`)).status).toBe(404);
   });
 
+  it("measures the memory that its models take, against the budget", async () => {
+    const text = await (await fetch(`${metrics}/metrics`)).text();
+    const gauge = (name: string) => Number(new RegExp(`^${name}\\{.*\\} ([0-9.e+]+)$`, "m").exec(text)?.[1]);
+    const counted = gauge("atelier_worker_memory_counted_bytes");
+    const { places } = await client.state();
+    expect(counted).toBeGreaterThanOrEqual(Number(places[0]!.weightsBytes));
+    expect(gauge("atelier_worker_memory_budget_bytes")).toBeGreaterThan(counted);
+    expect(text).toMatch(/atelier_worker_model_resident\{model="atelier-tiny",service="worker"\} 1/);
+  });
+
   async function idle(): Promise<void> {
     await client.state(({ requestsInFlight }) => requestsInFlight === 0);
   }

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..graphs import _save, _share_equal_nodes, _store_half
+from ..graphs import save_graph, share_equal_nodes, store_half
 from .weights import along, quantize_per_channel
 
 INT8 = ".int8"
@@ -226,7 +226,7 @@ def with_float_weights_as_inputs(model: onnx.ModelProto, layers: Iterable[Layer]
 
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Writes the graph as small as it gets: what is still float as float16 where that is exact."""
-    _store_half(model)
-    _share_equal_nodes(model)
+    store_half(model)
+    share_equal_nodes(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(model, path, external_data=False)
+    save_graph(model, path, external_data=False)
