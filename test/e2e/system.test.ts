@@ -65,6 +65,7 @@ describe("the whole system on one machine", () => {
     const { prompt, negative_prompt, width, height, steps, guidance_scale, sampler, seed, model } = first.receipt;
     const again = await image({ prompt, negative_prompt, width, height, steps, guidance_scale, sampler, seed, model });
     expect(again.image).toBe(first.image);
+    expect(again.receipt).toMatchObject({ embeddings_cached: true, batch_difference: 0 });
   });
 
   it("names the two passes of a picture above the model's own size", async () => {

@@ -93,6 +93,9 @@ describe("POST /generate", () => {
       seed: 7,
       sampler: "dpmpp_2m",
       hires_fix: { native_width: 256, native_height: 256, strength: 0.5, upscale: "bilinear" },
+      embeddings_cached: true,
+      preemptions: 2,
+      batch_difference: 0.5,
       times: { queue_ms: 1, text_encode_ms: 2, denoise_ms: 3, image_decode_ms: 4 },
     });
     expect(response.headers.get("x-atelier-simulated")).toBe("true");

@@ -111,6 +111,12 @@ export interface GenerationReceipt {
   readonly strength: number | undefined;
   readonly initImageDigest: string | undefined;
   readonly tiledDecode: boolean;
+  /** The prompts were embedded before: the text encoder did not run. */
+  readonly embeddingsCached: boolean;
+  /** How often the pictures gave way to more urgent work, together. */
+  readonly preemptions: number;
+  /** By how much a U-Net prediction may depend on its batch mates; 0: not at all. */
+  readonly batchDifference: number;
   readonly times: StageTimesMs;
 }
 

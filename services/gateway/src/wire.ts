@@ -93,6 +93,9 @@ export function receiptFromWire(receipt: Receipt | undefined): GenerationReceipt
     strength: parameters.strength === 0 ? undefined : parameters.strength,
     initImageDigest: parameters.initImageDigest === "" ? undefined : parameters.initImageDigest,
     tiledDecode: receipt.tiledDecode,
+    embeddingsCached: receipt.embeddingsCached,
+    preemptions: receipt.preemptions,
+    batchDifference: receipt.batchDifference,
     times: {
       queueMs: times?.queueMs ?? 0,
       textEncodeMs: times?.textEncodeMs ?? 0,

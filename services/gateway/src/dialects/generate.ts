@@ -92,6 +92,15 @@ const receipt = z
       .boolean()
       .optional()
       .describe("True when the picture was decoded in overlapping tiles, which may differ a little in tone."),
+    embeddings_cached: z
+      .boolean()
+      .describe("True when the prompts were embedded before and the text encoder did not run."),
+    preemptions: z.int().describe("How often the pictures gave way to more urgent work, together."),
+    batch_difference: z
+      .number()
+      .describe(
+        "By how much a prediction of the U-Net may depend on what shares its batch, as measured; 0: not at all.",
+      ),
     times: z.object({
       queue_ms: milliseconds,
       text_encode_ms: milliseconds,
@@ -196,6 +205,9 @@ function receiptToJson(from: GenerationReceipt): z.infer<typeof receipt> {
       },
     }),
     ...(from.tiledDecode && { tiled_decode: true }),
+    embeddings_cached: from.embeddingsCached,
+    preemptions: from.preemptions,
+    batch_difference: from.batchDifference,
     times: {
       queue_ms: times.queueMs,
       text_encode_ms: times.textEncodeMs,

@@ -217,6 +217,9 @@ export class FakeWorker {
         hiresFix: { nativeWidth: 256, nativeHeight: 256, strength: 0.5, upscale: "bilinear" },
         times: { queueMs: 1, textEncodeMs: 2, denoiseMs: 3, imageDecodeMs: 4 },
         promptChunks: 1,
+        embeddingsCached: true,
+        preemptions: 2,
+        batchDifference: 0.5,
       };
       write({ case: "completed", value: { receipt } });
     }
