@@ -57,8 +57,8 @@ describe("a worker of two threads", () => {
     let states: PipelineState | undefined;
     const bulk = draw({ steps: 60, sampler: "euler_a" }, "bulk", async (stepsDone) => {
       if (stepsDone !== 5) return;
-      // More images than there are lanes, of another size than could join the bulk one's.
-      await draw({ steps: 5, numImages: 4, width: 160 }, "interactive", async () => {
+      // More images than all lanes take at once, of another size than could join the bulk one's.
+      await draw({ steps: 5, numImages: 8, width: 160 }, "interactive", async () => {
         states ??= pipeline.state;
       });
       finished.push("interactive");
@@ -107,7 +107,7 @@ describe("a worker of two threads", () => {
     return createPipeline({
       bundleDirs: [TEST_BUNDLE],
       device: { kind: "onnx", provider: "cpu", threads: 2 },
-      limits: { queueMax: 16, stepBatchMax: 8 },
+      limits: { queueMax: 16, stepBatchMax: 2 },
       observer: { ran: (report) => ran.push(report), stageTook: () => {}, embedded: () => {} },
       stateDir,
       onProblem: (error) => problems.push(error),
