@@ -1,23 +1,11 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
-import type { SamplerName } from "@atelier/diffusion";
 import { createPipeline, type Pipeline, readBundle } from "@atelier/worker";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { goldenPicture, picture, psnrDb, readPictures } from "./pictures.ts";
+import { type FamilyPicture, goldenPicture, picture, psnrDb, readPictures } from "./pictures.ts";
 
-interface Picture {
-  readonly bundle: string;
-  readonly file: string;
-  readonly prompt: string;
-  readonly negativePrompt: string;
-  readonly width: number;
-  readonly height: number;
-  readonly steps: number;
-  readonly guidanceScale: number;
-  readonly sampler: SamplerName;
-  readonly karras: boolean;
-  readonly seed: number;
+interface Picture extends FamilyPicture {
   /** Image to image: what it starts from, and how much of the schedule is run. */
   readonly initImage?: string;
   readonly strength?: number;

@@ -3,31 +3,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gunzipSync } from "node:zlib";
-import type { SamplerName } from "@atelier/diffusion";
 import { createPipeline, type Pipeline } from "@atelier/worker";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { goldenPicture, picture, psnrDb, readPictures } from "./pictures.ts";
+import { type FamilyPicture, goldenPicture, picture, psnrDb, readPictures } from "./pictures.ts";
 
 /** What `atelier_trainer quantize` measured on its own prompts is 48 dB; 8 bits of one layer too many cost ten. */
 const PSNR_MIN_DB = 40;
 const TIME_MAX_MS = 300_000;
 const NETWORKS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"] as const;
 
-interface Case {
-  readonly bundle: string;
-  readonly file: string;
-  readonly prompt: string;
-  readonly negativePrompt: string;
-  readonly width: number;
-  readonly height: number;
-  readonly steps: number;
-  readonly guidanceScale: number;
-  readonly sampler: SamplerName;
-  readonly karras: boolean;
-  readonly seed: number;
-}
-
-const golden = readPictures<{ readonly cases: readonly Case[] }>("families");
+const golden = readPictures<{ readonly cases: readonly FamilyPicture[] }>("families");
 const cases = golden.cases.filter(({ bundle }) => bundle === "golden-sd1");
 
 describe("the worker with a bundle that the trainer quantised to eight bits", () => {

@@ -1,8 +1,24 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { Deadline, invariant, systemClock } from "@atelier/core";
+import type { SamplerName } from "@atelier/diffusion";
 import type { GenerationRequest, Pipeline } from "@atelier/worker";
 import sharp from "sharp";
+
+/** One case of `families.json`: a picture that diffusers made of one of the bundles in `families/`. */
+export interface FamilyPicture {
+  readonly bundle: string;
+  readonly file: string;
+  readonly prompt: string;
+  readonly negativePrompt: string;
+  readonly width: number;
+  readonly height: number;
+  readonly steps: number;
+  readonly guidanceScale: number;
+  readonly sampler: SamplerName;
+  readonly karras: boolean;
+  readonly seed: number;
+}
 
 /** The picture of one request as interleaved 8-bit RGB. */
 export async function picture(

@@ -7,6 +7,7 @@ export type { GenerationCall, GenerationEvent, GenerationOutcome } from "./gener
 export { createPipeline, type Pipeline, type PipelineOptions } from "./pipeline.ts";
 export { PromptTokenizer, parsePrompt } from "./prompt/index.ts";
 export type { GenerationRequest } from "./request.ts";
+export { wireSampler } from "./server/wire.ts";
 export { toRgb } from "./stages/image-decode.ts";
 export type { EncodedImage, ImageFormat } from "./stages/image-file.ts";
 export { decodeInTiles } from "./stages/tiled-decode.ts";

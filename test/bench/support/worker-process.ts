@@ -9,7 +9,6 @@ import {
   type GenerateResponse,
   ImageFormat,
   PriorityClass,
-  Sampler,
   type WatchRequest,
   WatchRequestSchema,
   type WatchResponse,
@@ -17,6 +16,7 @@ import {
   type WorkerState,
 } from "@atelier/proto";
 import { channelOptions, errorFromStatus, serviceDefinition } from "@atelier/rpc";
+import { wireSampler } from "@atelier/worker";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type ClientReadableStream, credentials, makeGenericClientConstructor, type ServiceError } from "@grpc/grpc-js";
 import { end, whileRunning } from "./child.ts";
@@ -31,16 +31,6 @@ interface WorkerClient {
   watch(request: WatchRequest): ClientReadableStream<WatchResponse>;
   close(): void;
 }
-
-const SAMPLERS = {
-  dpmpp_2m: Sampler.DPMPP_2M,
-  dpmpp_2m_sde: Sampler.DPMPP_2M_SDE,
-  euler: Sampler.EULER,
-  euler_a: Sampler.EULER_A,
-  ddim: Sampler.DDIM,
-  unipc: Sampler.UNIPC,
-  lcm: Sampler.LCM,
-} as const;
 
 export interface Drawn {
   readonly images: readonly GeneratedImage[];
@@ -114,7 +104,7 @@ export class WorkerProcess {
       requestId: `bench-${this.#requests++}`,
       format: ImageFormat.PNG,
       order: { priorityClass },
-      parameters: { ...rest, model: this.#model, sampler: SAMPLERS[sampler], seed: BigInt(seed), numImages: 1 },
+      parameters: { ...rest, model: this.#model, sampler: wireSampler(sampler), seed: BigInt(seed), numImages: 1 },
     });
   }
 
