@@ -7,6 +7,9 @@ const RETRYABLE = {
   UNAUTHENTICATED: false, // no key, or an unknown one
   FORBIDDEN: false, // a known key without the right
   NOT_FOUND: false, // no such route or object
+  CONFLICT: false, // it contradicts what was said before, as another body under one idempotency key
+  RATE_LIMITED: false, // more than the caller's own rate or concurrency allows
+  QUOTA_EXCEEDED: false, // the caller's month is used up
   CANCELLED: false, // the caller went away or took it back
   DEADLINE_EXCEEDED: false, // no time left to try again in
   OVERLOADED: true, // this worker's queue is full; another's may not be
@@ -32,6 +35,8 @@ export interface ServingErrorOptions {
   readonly cause?: unknown;
   /** The request field at fault, as the caller spelt it. */
   readonly field?: string | undefined;
+  /** When it is worth another try, from now, where that is known. */
+  readonly retryAfterMs?: number | undefined;
 }
 
 /**
@@ -42,6 +47,7 @@ export class ServingError extends Error {
   override readonly name = "ServingError";
   readonly code: ErrorCode;
   readonly field: string | undefined;
+  readonly retryAfterMs: number | undefined;
   /** The message without its code, for callers that show the code elsewhere. */
   readonly detail: string;
 
@@ -49,6 +55,7 @@ export class ServingError extends Error {
     super(`[${code}] ${message}`, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
     this.field = options.field;
+    this.retryAfterMs = options.retryAfterMs;
     this.detail = message;
   }
 

@@ -14,6 +14,9 @@ const STATUS: Record<ErrorCode, status> = {
   UNAUTHENTICATED: status.UNAUTHENTICATED,
   FORBIDDEN: status.PERMISSION_DENIED,
   NOT_FOUND: status.NOT_FOUND,
+  CONFLICT: status.ALREADY_EXISTS,
+  RATE_LIMITED: status.RESOURCE_EXHAUSTED,
+  QUOTA_EXCEEDED: status.RESOURCE_EXHAUSTED,
   CANCELLED: status.CANCELLED,
   DEADLINE_EXCEEDED: status.DEADLINE_EXCEEDED,
   OVERLOADED: status.RESOURCE_EXHAUSTED,
@@ -28,9 +31,10 @@ const STATUS: Record<ErrorCode, status> = {
 
 /** The gRPC status of any failure, with its code, message and field in the trailer. */
 export function statusOf(error: unknown): Partial<StatusObject> & { code: status; details: string } {
-  const { code, detail, field } = toServingError(error);
+  const { code, detail, field, retryAfterMs } = toServingError(error);
   const metadata = new Metadata();
-  const bytes = toBinary(ErrorDetailSchema, create(ErrorDetailSchema, { code, message: detail, field: field ?? "" }));
+  const message = { code, message: detail, field: field ?? "", retryAfterMs: Math.ceil(retryAfterMs ?? 0) };
+  const bytes = toBinary(ErrorDetailSchema, create(ErrorDetailSchema, message));
   metadata.set(TRAILER, Buffer.from(bytes));
   return { code: STATUS[code], details: detail, metadata };
 }
@@ -42,8 +46,11 @@ export function statusOf(error: unknown): Partial<StatusObject> & { code: status
 export function errorFromStatus(failure: ServiceError, peer: string): ServingError {
   const [trailer] = failure.metadata?.get(TRAILER) ?? [];
   if (Buffer.isBuffer(trailer)) {
-    const { code, message, field } = fromBinary(ErrorDetailSchema, trailer);
-    if (isErrorCode(code)) return new ServingError(code, message, { cause: failure, field: field || undefined });
+    const { code, message, field, retryAfterMs } = fromBinary(ErrorDetailSchema, trailer);
+    if (isErrorCode(code)) {
+      const options = { cause: failure, field: field || undefined, retryAfterMs: retryAfterMs || undefined };
+      return new ServingError(code, message, options);
+    }
   }
   if (failure.code === status.CANCELLED)
     return new ServingError("CANCELLED", "the call was cancelled", { cause: failure });

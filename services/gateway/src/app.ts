@@ -12,8 +12,9 @@ import Fastify, {
   type RawServerDefault,
 } from "fastify";
 import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
-import type { Dispatcher } from "./dispatch.ts";
 import type { Fleet } from "./fleet/fleet.ts";
+import type { Generations } from "./generations/generations.ts";
+import { type Authenticator, authenticateAll } from "./http/authentication.ts";
 import { answerBrokenHttp } from "./http/broken-http.ts";
 import { type ErrorReply, errorReply, readableError } from "./http/error-reply.ts";
 import { acceptJsonOnly } from "./http/json-body.ts";
@@ -37,7 +38,8 @@ export type GatewayApp = FastifyInstance<
 
 export interface AppOptions {
   readonly fleet: Fleet;
-  readonly dispatcher: Dispatcher;
+  readonly generations: Generations;
+  readonly authenticator: Authenticator;
   readonly inFlight: InFlight;
   readonly metrics: GatewayMetrics;
   readonly clock: Clock;
@@ -78,6 +80,8 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
     // A kept-alive connection would hold up the stop until its caller drops it.
     if (options.inFlight.stopping) reply.header("connection", "close");
   });
+
+  authenticateAll(app, options.authenticator);
 
   await collectOpenApi(app);
   openApiRoute(app);

@@ -1,7 +1,7 @@
-import { checkPromptText, newSeed, ServingError } from "@atelier/core";
+import { checkPromptText, ServingError } from "@atelier/core";
 import { type CatalogModel, findModel } from "./catalog.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
-import type { ImageRequest, ImageRequestDraft } from "./image-request.ts";
+import type { CompleteRequest, ImageRequest, ImageRequestDraft } from "./image-request.ts";
 import { readInitPicture } from "./init-picture.ts";
 
 /**
@@ -10,26 +10,38 @@ import { readInitPicture } from "./init-picture.ts";
  *
  * @throws ServingError INVALID_REQUEST naming field, value and what is allowed; MODEL_NOT_FOUND; NO_WORKER.
  */
-export function completeRequest(draft: ImageRequestDraft, fleet: readonly WorkerView[]): ImageRequest {
+export function completeRequest(draft: ImageRequestDraft, fleet: readonly WorkerView[]): CompleteRequest {
   checkPromptText(draft.prompt, { field: "prompt" });
   checkPromptText(draft.negativePrompt, { field: "negative_prompt", emptyAllowed: true });
   const model = findModel(fleet, draft.model);
   checkSize(draft, model);
   checkAtMost("steps", draft.steps, model.limits.stepsMax, model);
   checkAtMost("num_images", draft.numImages, model.limits.numImagesMax, model);
-  const seed = draft.seed ?? newSeed();
-  checkSeeds(seed, draft.numImages);
+  if (draft.seed !== undefined) checkSeeds(draft.seed, draft.numImages);
   checkQuality(draft);
-  const { initImage, strength, ...rest } = draft;
+  const { initImage, strength, adapters = [], ...rest } = draft;
+  checkAdapters(adapters);
   const initPicture = readInitPicture({ initImage, strength });
   return {
     ...rest,
     model: model.id,
-    seed,
+    seed: draft.seed,
+    adapters,
     guidanceScale: draft.guidanceScale ?? model.defaults.guidanceScale,
     sampler: draft.sampler ?? model.defaults.sampler,
     ...(initPicture && { initPicture }),
   };
+}
+
+export function withSeed(asked: CompleteRequest, seed: number): ImageRequest {
+  return { ...asked, seed };
+}
+
+function checkAdapters([first]: readonly { readonly name: string }[]): void {
+  if (first === undefined) return;
+  throw new ServingError("INVALID_REQUEST", `loras names ${JSON.stringify(first.name)}; no adapter is served here`, {
+    field: "loras",
+  });
 }
 
 function checkSize({ width, height }: ImageRequestDraft, model: CatalogModel): void {

@@ -1,27 +1,17 @@
-import { type Deadline, newId, ServingError } from "@atelier/core";
+import { newId, ServingError } from "@atelier/core";
 import type { GenerateResponse } from "@atelier/proto";
-import type { Balancer } from "./balancer.ts";
-import type { Fleet } from "./fleet/fleet.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
-import type { GeneratedPicture, Generation, GenerationEvent, ImageRequest } from "./image-request.ts";
+import type { MakeLimits } from "./generations/ports.ts";
+import type { GeneratedPicture, Generation, ImageRequest } from "./image-request.ts";
+import type { Placement, Placer } from "./placement/placer.ts";
 import { pictureFromWire, previewFromWire, progressFromWire, receiptFromWire, requestToWire } from "./wire.ts";
-
-export interface DispatchLimits {
-  readonly deadline: Deadline;
-  /** Aborted with a ServingError when nobody wants the answer any more. */
-  readonly signal: AbortSignal;
-  /** Told of the request's way while it lasts, in order. Must not throw. */
-  readonly onEvent?: (event: GenerationEvent) => void;
-}
 
 /** Places a request on a worker and brings its pictures back. */
 export class Dispatcher {
-  readonly #fleet: Fleet;
-  readonly #balancer: Balancer;
+  readonly #placer: Placer;
 
-  constructor(fleet: Fleet, balancer: Balancer) {
-    this.#fleet = fleet;
-    this.#balancer = balancer;
+  constructor(placer: Placer) {
+    this.#placer = placer;
   }
 
   /**
@@ -30,30 +20,21 @@ export class Dispatcher {
    * @throws ServingError with the worker's own code, WORKER_LOST when it died on the way, DEADLINE_EXCEEDED, NO_WORKER,
    * or the reason of `signal`.
    */
-  async generate(request: ImageRequest, limits: DispatchLimits): Promise<Generation> {
-    limits.signal.throwIfAborted();
-    limits.deadline.check("placing the request on a worker");
-    const worker = this.#balancer.pick(request, this.#fleet.views());
-    const placement = this.#fleet.place(worker.address);
+  async generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
+    const placement = await this.#placer.place(request, { ...limits, avoid: new Set() });
     try {
-      return await attempt(request, worker, placement.client, limits);
+      return await attempt(request, placement, limits);
     } finally {
       placement.release();
     }
   }
 }
 
-type GenerateClient = Pick<ReturnType<Fleet["place"]>["client"], "generate">;
-
-function attempt(
-  request: ImageRequest,
-  worker: WorkerView,
-  client: GenerateClient,
-  limits: DispatchLimits,
-): Promise<Generation> {
-  const { signal, deadline } = limits;
+function attempt(request: ImageRequest, placement: Placement, limits: MakeLimits): Promise<Generation> {
+  const { signal, deadline, order } = limits;
+  const { worker, client } = placement;
   return new Promise((resolve, reject) => {
-    const answer = new AnswerInProgress(request, limits.onEvent);
+    const answer = new AnswerInProgress(request, placement, limits.onEvent);
     const settle = (finish: () => void) => {
       signal.removeEventListener("abort", abort);
       try {
@@ -63,7 +44,7 @@ function attempt(
       }
     };
     const cancel = client.generate(
-      requestToWire(request, newId(request.id)),
+      requestToWire(request, { callId: newId(request.id), order }),
       { deadlineAtMs: deadline.atMs },
       {
         message: (message) => answer.take(message),
@@ -87,13 +68,15 @@ function attempt(
 /** The events of one call, gathered. */
 class AnswerInProgress {
   readonly #request: ImageRequest;
-  readonly #onEvent: DispatchLimits["onEvent"];
+  readonly #placement: Placement;
+  readonly #onEvent: MakeLimits["onEvent"];
   readonly #pictures: (GeneratedPicture | undefined)[];
   #stepsTotal = 0;
   #completed: Extract<GenerateResponse["event"], { case: "completed" }>["value"] | undefined;
 
-  constructor(request: ImageRequest, onEvent: DispatchLimits["onEvent"]) {
+  constructor(request: ImageRequest, placement: Placement, onEvent: MakeLimits["onEvent"]) {
     this.#request = request;
+    this.#placement = placement;
     this.#onEvent = onEvent;
     this.#pictures = Array.from({ length: request.numImages });
   }
@@ -107,7 +90,9 @@ class AnswerInProgress {
     if (event.case === "completed") this.#completed = event.value;
     if (event.case === "accepted") {
       this.#stepsTotal = event.value.stepsTotal;
-      this.#onEvent?.({ type: "accepted", stepsTotal: this.#stepsTotal });
+      this.#placement.accepted(event.value.backlogMs);
+      const { seed, model } = this.#request;
+      this.#onEvent?.({ type: "accepted", seed, model, stepsTotal: this.#stepsTotal });
     }
     if (event.case === "progress") {
       const progress = progressFromWire(event.value, this.#stepsTotal);

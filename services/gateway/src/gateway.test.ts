@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { type GenerateReply, generateReply } from "./dialects/generate.ts";
 import { errorBody } from "./http/error-reply.ts";
 import { FakeWorker, fakeModel, PICTURE } from "./testing/fake-worker.ts";
-import { allReady, startGateway, type TestGateway, type TestGatewayOptions } from "./testing/start-gateway.ts";
+import { allReady, startGateway, type TestGateway } from "./testing/start-gateway.ts";
 
 describe("POST /generate", () => {
   const { ask, worker } = gatewayWithOneWorker();
@@ -332,7 +332,10 @@ describe("a caller that goes away", () => {
 });
 
 describe("limits", () => {
-  const { ask, worker, gateway } = gatewayWithOneWorker({ inFlightMax: 2, requestTimeoutMs: 1_500 });
+  const { ask, worker, gateway } = gatewayWithOneWorker({
+    ATELIER_IN_FLIGHT_MAX: "2",
+    ATELIER_REQUEST_TIMEOUT_MS: "1500",
+  });
 
   it("refuses what is beyond the generations in flight, with Retry-After, and serves again afterwards", async () => {
     const gate = Promise.withResolvers<void>();
@@ -591,12 +594,12 @@ describe("a bug", () => {
 });
 
 /** One gateway and one ready worker, shared by the tests of a describe block. */
-function gatewayWithOneWorker(options: TestGatewayOptions = {}) {
+function gatewayWithOneWorker(env: Readonly<Record<string, string>> = {}) {
   let worker: FakeWorker | undefined;
   let gateway: TestGateway | undefined;
   beforeAll(async () => {
     worker = await FakeWorker.start();
-    gateway = await startGateway([worker.address], options);
+    gateway = await startGateway([worker.address], env);
     await gateway.until(allReady);
   });
   afterAll(async () => {

@@ -33,10 +33,37 @@ export interface ImageRequest {
   readonly initPicture?: InitPicture | undefined;
   /** A preview of each picture with every this many of its steps; absent: none. */
   readonly previewEvery?: number | undefined;
+  /** Adapters on top of the model, in the order given. */
+  readonly adapters: readonly AdapterUse[];
+  /** Begins at a later step, from another generation's latent; absent: from noise. */
+  readonly startLatent?: StartLatent | undefined;
 }
 
+/** An adapter (LoRA) and how strongly it acts; 1 is as it was trained. */
+export interface AdapterUse {
+  readonly name: string;
+  readonly weight: number;
+}
+
+export interface StartLatent {
+  /** float32, [channels, height, width] row-major, little-endian. */
+  readonly latent: Uint8Array;
+  readonly channels: number;
+  readonly height: number;
+  readonly width: number;
+  /** The first step to run; those before it are left out. */
+  readonly stepIndex: number;
+}
+
+/** A request with every default applied but the seed, which is drawn where the caller named none. */
+export type CompleteRequest = Omit<ImageRequest, "seed"> & { readonly seed: number | undefined };
+
 /** A request as a dialect reads it: what the caller left open is undefined, for the model to fill in. */
-export type ImageRequestDraft = Omit<ImageRequest, "model" | "guidanceScale" | "sampler" | "seed" | "initPicture"> & {
+export type ImageRequestDraft = Omit<
+  ImageRequest,
+  "model" | "guidanceScale" | "sampler" | "seed" | "initPicture" | "startLatent" | "adapters"
+> & {
+  readonly adapters?: readonly AdapterUse[] | undefined;
   readonly model: string | undefined;
   readonly guidanceScale: number | undefined;
   readonly sampler: SamplerName | undefined;
@@ -78,7 +105,7 @@ export interface Preview {
 
 /** What is heard of a request on its way: accepted once, then progress, previews between. */
 export type GenerationEvent =
-  | { readonly type: "accepted"; readonly stepsTotal: number }
+  | { readonly type: "accepted"; readonly seed: number; readonly model: string; readonly stepsTotal: number }
   | ({ readonly type: "progress" } & StageProgress)
   | ({ readonly type: "preview" } & Preview);
 

@@ -1,39 +1,15 @@
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { createLogger, type Logger } from "@atelier/telemetry";
-import { buildApp } from "./app.ts";
-import { Balancer } from "./balancer.ts";
+import { buildGateway } from "./build-gateway.ts";
 import { type GatewayConfig, readGatewayConfig } from "./config.ts";
-import { Dispatcher } from "./dispatch.ts";
-import { Fleet } from "./fleet/fleet.ts";
-import { WorkerClient } from "./fleet/worker-client.ts";
-import { staticDirectory } from "./fleet/worker-directory.ts";
 import { stopGracefully } from "./graceful-stop.ts";
-import { InFlight } from "./in-flight.ts";
 import { listen } from "./listen.ts";
-import { createGatewayMetrics } from "./metrics.ts";
 
 async function main(config: GatewayConfig, log: Logger, stopping: Promise<string>): Promise<void> {
   const clock = systemClock;
-  const random = systemRandom;
-  const fleet = new Fleet({
-    directory: staticDirectory(config.workers),
-    connect: (address) => new WorkerClient(address),
-    clock,
-    random,
-    log,
-  });
-  const inFlight = new InFlight({ max: config.inFlightMax });
-  const app = await buildApp({
-    ...config,
-    fleet,
-    inFlight,
-    clock,
-    log,
-    dispatcher: new Dispatcher(fleet, new Balancer(random)),
-    metrics: createGatewayMetrics({ fleet, inFlight }),
-    onBug: crash,
-  });
+  const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: crash });
+  const { app, fleet, inFlight } = gateway;
 
   const url = await listen(app, config.listen, log);
   tellParent({ type: "listening", address: url });
@@ -47,7 +23,7 @@ async function main(config: GatewayConfig, log: Logger, stopping: Promise<string
   const reason = await stopping;
   log.info({ reason, in_flight: inFlight.count }, "stopping");
   await stopGracefully(app, { inFlight, clock, timeoutMs: config.drainTimeoutMs });
-  fleet.close();
+  await gateway.close();
   log.info("stopped");
 }
 

@@ -9,6 +9,8 @@ import {
   Stage,
 } from "@atelier/proto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { PriorityClass as PriorityClassName } from "./caller.ts";
+import type { ServiceOrder } from "./generations/ports.ts";
 import type {
   GeneratedPicture,
   GenerationReceipt,
@@ -22,7 +24,10 @@ import type {
 import { samplerFromWire, samplerToWire } from "./samplers.ts";
 
 /** The request as a worker takes it. `callId` must be unique among the calls in flight, which a caller's own id is not. */
-export function requestToWire(request: ImageRequest, callId: string): MessageInitShape<typeof GenerateRequestSchema> {
+export function requestToWire(
+  request: ImageRequest,
+  { callId, order }: { callId: string; order: ServiceOrder },
+): MessageInitShape<typeof GenerateRequestSchema> {
   return {
     requestId: callId,
     parameters: {
@@ -42,7 +47,7 @@ export function requestToWire(request: ImageRequest, callId: string): MessageIni
     quality: request.quality ?? 0,
     initImage: request.initPicture?.bytes ?? new Uint8Array(),
     previewEverySteps: request.previewEvery ?? 0,
-    order: { priorityClass: PriorityClass.INTERACTIVE }, // somebody waits for the answer to every HTTP request
+    order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant },
   };
 }
 
@@ -110,6 +115,12 @@ function hiresFixFromWire({ hiresFix }: Receipt): HiresFixReceipt | undefined {
   const { nativeWidth, nativeHeight, strength, upscale } = hiresFix;
   return { nativeWidth, nativeHeight, strength, upscale };
 }
+
+const PRIORITIES: Record<PriorityClassName, PriorityClass> = {
+  interactive: PriorityClass.INTERACTIVE,
+  standard: PriorityClass.STANDARD,
+  bulk: PriorityClass.BULK,
+};
 
 const STAGES: Partial<Record<Stage, StageName>> = {
   [Stage.TEXT_ENCODE]: "text_encode",

@@ -10,7 +10,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/error.proto.
  */
 export const file_atelier_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChZhdGVsaWVyL3YxL2Vycm9yLnByb3RvEgphdGVsaWVyLnYxIjsKC0Vycm9yRGV0YWlsEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRINCgVmaWVsZBgDIAEoCWIGcHJvdG8z");
+  fileDesc("ChZhdGVsaWVyL3YxL2Vycm9yLnByb3RvEgphdGVsaWVyLnYxIlMKC0Vycm9yRGV0YWlsEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRINCgVmaWVsZBgDIAEoCRIWCg5yZXRyeV9hZnRlcl9tcxgEIAEoDWIGcHJvdG8z");
 
 /**
  * Travels in the trailer "atelier-error-bin" of a failed call.
@@ -36,6 +36,13 @@ export type ErrorDetail = Message<"atelier.v1.ErrorDetail"> & {
    * @generated from field: string field = 3;
    */
   field: string;
+
+  /**
+   * Milliseconds after which another try is worth it; 0 where that is not known.
+   *
+   * @generated from field: uint32 retry_after_ms = 4;
+   */
+  retryAfterMs: number;
 };
 
 /**

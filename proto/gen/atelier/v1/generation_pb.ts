@@ -4,7 +4,7 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { DenoiseState, GenerationParameters } from "./denoise_state_pb.ts";
+import type { DenoiseState, GenerationParameters, LatentShape } from "./denoise_state_pb.ts";
 import { file_atelier_v1_denoise_state } from "./denoise_state_pb.ts";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/generation.proto.
  */
 export const file_atelier_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("ChthdGVsaWVyL3YxL2dlbmVyYXRpb24ucHJvdG8SCmF0ZWxpZXIudjEivgIKD0dlbmVyYXRlUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEjQKCnBhcmFtZXRlcnMYAiABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEicKBmZvcm1hdBgDIAEoDjIXLmF0ZWxpZXIudjEuSW1hZ2VGb3JtYXQSDwoHcXVhbGl0eRgEIAEoDRItCgtyZXN1bWVfZnJvbRgFIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlEh4KFmNoZWNrcG9pbnRfZXZlcnlfc3RlcHMYBiABKA0SGwoTcHJldmlld19ldmVyeV9zdGVwcxgHIAEoDRInCgVvcmRlchgIIAEoCzIYLmF0ZWxpZXIudjEuU2VydmljZU9yZGVyEhIKCmluaXRfaW1hZ2UYCSABKAwiawoMU2VydmljZU9yZGVyEjEKDnByaW9yaXR5X2NsYXNzGAEgASgOMhkuYXRlbGllci52MS5Qcmlvcml0eUNsYXNzEg4KBnRlbmFudBgCIAEoCRIYChBmaW5pc2hfd2l0aGluX21zGAMgASgNIvYBChBHZW5lcmF0ZVJlc3BvbnNlEigKCGFjY2VwdGVkGAEgASgLMhQuYXRlbGllci52MS5BY2NlcHRlZEgAEigKCHByb2dyZXNzGAIgASgLMhQuYXRlbGllci52MS5Qcm9ncmVzc0gAEiwKCmNoZWNrcG9pbnQYAyABKAsyFi5hdGVsaWVyLnYxLkNoZWNrcG9pbnRIABIrCgVpbWFnZRgEIAEoCzIaLmF0ZWxpZXIudjEuR2VuZXJhdGVkSW1hZ2VIABIqCgljb21wbGV0ZWQYBSABKAsyFS5hdGVsaWVyLnYxLkNvbXBsZXRlZEgAQgcKBWV2ZW50IjMKCEFjY2VwdGVkEhIKCmJhY2tsb2dfbXMYASABKAESEwoLc3RlcHNfdG90YWwYAiABKA0iZgoIUHJvZ3Jlc3MSIAoFc3RhZ2UYASABKA4yES5hdGVsaWVyLnYxLlN0YWdlEhMKC2ltYWdlX2luZGV4GAIgASgNEhIKCnN0ZXBzX2RvbmUYAyABKA0SDwoHcHJldmlldxgEIAEoDCI1CgpDaGVja3BvaW50EicKBXN0YXRlGAEgASgLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUidAoOR2VuZXJhdGVkSW1hZ2USEwoLaW1hZ2VfaW5kZXgYASABKA0SDAoEZGF0YRgCIAEoDBISCgptZWRpYV90eXBlGAMgASgJEg0KBXdpZHRoGAQgASgNEg4KBmhlaWdodBgFIAEoDRIMCgRzZWVkGAYgASgGIjEKCUNvbXBsZXRlZBIkCgdyZWNlaXB0GAEgASgLMhMuYXRlbGllci52MS5SZWNlaXB0IuwCCgdSZWNlaXB0EjQKCnBhcmFtZXRlcnMYASABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEhQKDG1vZGVsX2RpZ2VzdBgCIAEoCRIRCgl3b3JrZXJfaWQYAyABKAkSDgoGZGV2aWNlGAQgASgJEhEKCXNpbXVsYXRlZBgFIAEoCBInCgloaXJlc19maXgYBiABKAsyFC5hdGVsaWVyLnYxLkhpcmVzRml4EiUKBXRpbWVzGAcgASgLMhYuYXRlbGllci52MS5TdGFnZVRpbWVzEhUKDXByb21wdF9jaHVua3MYCCABKA0SGQoRZW1iZWRkaW5nc19jYWNoZWQYCSABKAgSEwoLcHJlZW1wdGlvbnMYCiABKA0SGAoQcmVzdW1lZF9hdF9zdGVwcxgLIAMoDRIYChBiYXRjaF9kaWZmZXJlbmNlGAwgASgBEhQKDHRpbGVkX2RlY29kZRgNIAEoCCJaCghIaXJlc0ZpeBIUCgxuYXRpdmVfd2lkdGgYASABKA0SFQoNbmF0aXZlX2hlaWdodBgCIAEoDRIQCghzdHJlbmd0aBgDIAEoARIPCgd1cHNjYWxlGAQgASgJImMKClN0YWdlVGltZXMSEAoIcXVldWVfbXMYASABKAESFgoOdGV4dF9lbmNvZGVfbXMYAiABKAESEgoKZGVub2lzZV9tcxgDIAEoARIXCg9pbWFnZV9kZWNvZGVfbXMYBCABKAEqhQEKDVByaW9yaXR5Q2xhc3MSHgoaUFJJT1JJVFlfQ0xBU1NfVU5TUEVDSUZJRUQQABIeChpQUklPUklUWV9DTEFTU19JTlRFUkFDVElWRRABEhsKF1BSSU9SSVRZX0NMQVNTX1NUQU5EQVJEEAISFwoTUFJJT1JJVFlfQ0xBU1NfQlVMSxADKm8KC0ltYWdlRm9ybWF0EhwKGElNQUdFX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhQKEElNQUdFX0ZPUk1BVF9QTkcQARIVChFJTUFHRV9GT1JNQVRfSlBFRxACEhUKEUlNQUdFX0ZPUk1BVF9XRUJQEAMqYAoFU3RhZ2USFQoRU1RBR0VfVU5TUEVDSUZJRUQQABIVChFTVEFHRV9URVhUX0VOQ09ERRABEhEKDVNUQUdFX0RFTk9JU0UQAhIWChJTVEFHRV9JTUFHRV9ERUNPREUQA2IGcHJvdG8z", [file_atelier_v1_denoise_state]);
+  fileDesc("ChthdGVsaWVyL3YxL2dlbmVyYXRpb24ucHJvdG8SCmF0ZWxpZXIudjEi7QIKD0dlbmVyYXRlUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEjQKCnBhcmFtZXRlcnMYAiABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEicKBmZvcm1hdBgDIAEoDjIXLmF0ZWxpZXIudjEuSW1hZ2VGb3JtYXQSDwoHcXVhbGl0eRgEIAEoDRItCgtyZXN1bWVfZnJvbRgFIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlEh4KFmNoZWNrcG9pbnRfZXZlcnlfc3RlcHMYBiABKA0SGwoTcHJldmlld19ldmVyeV9zdGVwcxgHIAEoDRInCgVvcmRlchgIIAEoCzIYLmF0ZWxpZXIudjEuU2VydmljZU9yZGVyEhIKCmluaXRfaW1hZ2UYCSABKAwSLQoMc3RhcnRfbGF0ZW50GAogASgLMhcuYXRlbGllci52MS5TdGFydExhdGVudCJZCgtTdGFydExhdGVudBImCgVzaGFwZRgBIAEoCzIXLmF0ZWxpZXIudjEuTGF0ZW50U2hhcGUSDgoGbGF0ZW50GAIgASgMEhIKCnN0ZXBfaW5kZXgYAyABKA0iawoMU2VydmljZU9yZGVyEjEKDnByaW9yaXR5X2NsYXNzGAEgASgOMhkuYXRlbGllci52MS5Qcmlvcml0eUNsYXNzEg4KBnRlbmFudBgCIAEoCRIYChBmaW5pc2hfd2l0aGluX21zGAMgASgNIvYBChBHZW5lcmF0ZVJlc3BvbnNlEigKCGFjY2VwdGVkGAEgASgLMhQuYXRlbGllci52MS5BY2NlcHRlZEgAEigKCHByb2dyZXNzGAIgASgLMhQuYXRlbGllci52MS5Qcm9ncmVzc0gAEiwKCmNoZWNrcG9pbnQYAyABKAsyFi5hdGVsaWVyLnYxLkNoZWNrcG9pbnRIABIrCgVpbWFnZRgEIAEoCzIaLmF0ZWxpZXIudjEuR2VuZXJhdGVkSW1hZ2VIABIqCgljb21wbGV0ZWQYBSABKAsyFS5hdGVsaWVyLnYxLkNvbXBsZXRlZEgAQgcKBWV2ZW50IjMKCEFjY2VwdGVkEhIKCmJhY2tsb2dfbXMYASABKAESEwoLc3RlcHNfdG90YWwYAiABKA0iZgoIUHJvZ3Jlc3MSIAoFc3RhZ2UYASABKA4yES5hdGVsaWVyLnYxLlN0YWdlEhMKC2ltYWdlX2luZGV4GAIgASgNEhIKCnN0ZXBzX2RvbmUYAyABKA0SDwoHcHJldmlldxgEIAEoDCI1CgpDaGVja3BvaW50EicKBXN0YXRlGAEgASgLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUidAoOR2VuZXJhdGVkSW1hZ2USEwoLaW1hZ2VfaW5kZXgYASABKA0SDAoEZGF0YRgCIAEoDBISCgptZWRpYV90eXBlGAMgASgJEg0KBXdpZHRoGAQgASgNEg4KBmhlaWdodBgFIAEoDRIMCgRzZWVkGAYgASgGIjEKCUNvbXBsZXRlZBIkCgdyZWNlaXB0GAEgASgLMhMuYXRlbGllci52MS5SZWNlaXB0Ip8DCgdSZWNlaXB0EjQKCnBhcmFtZXRlcnMYASABKAsyIC5hdGVsaWVyLnYxLkdlbmVyYXRpb25QYXJhbWV0ZXJzEhQKDG1vZGVsX2RpZ2VzdBgCIAEoCRIRCgl3b3JrZXJfaWQYAyABKAkSDgoGZGV2aWNlGAQgASgJEhEKCXNpbXVsYXRlZBgFIAEoCBInCgloaXJlc19maXgYBiABKAsyFC5hdGVsaWVyLnYxLkhpcmVzRml4EiUKBXRpbWVzGAcgASgLMhYuYXRlbGllci52MS5TdGFnZVRpbWVzEhUKDXByb21wdF9jaHVua3MYCCABKA0SGQoRZW1iZWRkaW5nc19jYWNoZWQYCSABKAgSEwoLcHJlZW1wdGlvbnMYCiABKA0SGAoQcmVzdW1lZF9hdF9zdGVwcxgLIAMoDRIYChBiYXRjaF9kaWZmZXJlbmNlGAwgASgBEhQKDHRpbGVkX2RlY29kZRgNIAEoCBIUCgxyZXVzZWRfc3RlcHMYDiABKA0SGwoTc3RhcnRfbGF0ZW50X2RpZ2VzdBgPIAEoCSJaCghIaXJlc0ZpeBIUCgxuYXRpdmVfd2lkdGgYASABKA0SFQoNbmF0aXZlX2hlaWdodBgCIAEoDRIQCghzdHJlbmd0aBgDIAEoARIPCgd1cHNjYWxlGAQgASgJImMKClN0YWdlVGltZXMSEAoIcXVldWVfbXMYASABKAESFgoOdGV4dF9lbmNvZGVfbXMYAiABKAESEgoKZGVub2lzZV9tcxgDIAEoARIXCg9pbWFnZV9kZWNvZGVfbXMYBCABKAEqhQEKDVByaW9yaXR5Q2xhc3MSHgoaUFJJT1JJVFlfQ0xBU1NfVU5TUEVDSUZJRUQQABIeChpQUklPUklUWV9DTEFTU19JTlRFUkFDVElWRRABEhsKF1BSSU9SSVRZX0NMQVNTX1NUQU5EQVJEEAISFwoTUFJJT1JJVFlfQ0xBU1NfQlVMSxADKm8KC0ltYWdlRm9ybWF0EhwKGElNQUdFX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhQKEElNQUdFX0ZPUk1BVF9QTkcQARIVChFJTUFHRV9GT1JNQVRfSlBFRxACEhUKEUlNQUdFX0ZPUk1BVF9XRUJQEAMqYAoFU3RhZ2USFQoRU1RBR0VfVU5TUEVDSUZJRUQQABIVChFTVEFHRV9URVhUX0VOQ09ERRABEhEKDVNUQUdFX0RFTk9JU0UQAhIWChJTVEFHRV9JTUFHRV9ERUNPREUQA2IGcHJvdG8z", [file_atelier_v1_denoise_state]);
 
 /**
  * @generated from message atelier.v1.GenerateRequest
@@ -74,6 +74,13 @@ export type GenerateRequest = Message<"atelier.v1.GenerateRequest"> & {
    * @generated from field: bytes init_image = 9;
    */
   initImage: Uint8Array;
+
+  /**
+   * Begin at a later step from another request's latent, of the same model, size, steps and sampler kind.
+   *
+   * @generated from field: atelier.v1.StartLatent start_latent = 10;
+   */
+  startLatent?: StartLatent | undefined;
 };
 
 /**
@@ -82,6 +89,40 @@ export type GenerateRequest = Message<"atelier.v1.GenerateRequest"> & {
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
   messageDesc(file_atelier_v1_generation, 0);
+
+/**
+ * A latent of another generation on its way: a similar prompt goes on from it at `step_index` of phase 0, with an empty
+ * sampler history and its own seed's noise from there on. Every image of the request starts from it.
+ *
+ * @generated from message atelier.v1.StartLatent
+ */
+export type StartLatent = Message<"atelier.v1.StartLatent"> & {
+  /**
+   * @generated from field: atelier.v1.LatentShape shape = 1;
+   */
+  shape?: LatentShape | undefined;
+
+  /**
+   * Little-endian float32, row-major [channels, height, width].
+   *
+   * @generated from field: bytes latent = 2;
+   */
+  latent: Uint8Array;
+
+  /**
+   * Steps that are left out: the first step to run, over 0 and below the plan's count.
+   *
+   * @generated from field: uint32 step_index = 3;
+   */
+  stepIndex: number;
+};
+
+/**
+ * Describes the message atelier.v1.StartLatent.
+ * Use `create(StartLatentSchema)` to create a new message.
+ */
+export const StartLatentSchema: GenMessage<StartLatent> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_generation, 1);
 
 /**
  * Whose turn it is, when more is asked for than the device can do at once.
@@ -115,7 +156,7 @@ export type ServiceOrder = Message<"atelier.v1.ServiceOrder"> & {
  * Use `create(ServiceOrderSchema)` to create a new message.
  */
 export const ServiceOrderSchema: GenMessage<ServiceOrder> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 1);
+  messageDesc(file_atelier_v1_generation, 2);
 
 /**
  * What a generation says of itself, in order: accepted, then progress (with checkpoints between), images, completed.
@@ -164,7 +205,7 @@ export type GenerateResponse = Message<"atelier.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 2);
+  messageDesc(file_atelier_v1_generation, 3);
 
 /**
  * @generated from message atelier.v1.Accepted
@@ -190,7 +231,7 @@ export type Accepted = Message<"atelier.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 3);
+  messageDesc(file_atelier_v1_generation, 4);
 
 /**
  * @generated from message atelier.v1.Progress
@@ -226,7 +267,7 @@ export type Progress = Message<"atelier.v1.Progress"> & {
  * Use `create(ProgressSchema)` to create a new message.
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 4);
+  messageDesc(file_atelier_v1_generation, 5);
 
 /**
  * @generated from message atelier.v1.Checkpoint
@@ -243,7 +284,7 @@ export type Checkpoint = Message<"atelier.v1.Checkpoint"> & {
  * Use `create(CheckpointSchema)` to create a new message.
  */
 export const CheckpointSchema: GenMessage<Checkpoint> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 5);
+  messageDesc(file_atelier_v1_generation, 6);
 
 /**
  * @generated from message atelier.v1.GeneratedImage
@@ -285,7 +326,7 @@ export type GeneratedImage = Message<"atelier.v1.GeneratedImage"> & {
  * Use `create(GeneratedImageSchema)` to create a new message.
  */
 export const GeneratedImageSchema: GenMessage<GeneratedImage> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 6);
+  messageDesc(file_atelier_v1_generation, 7);
 
 /**
  * @generated from message atelier.v1.Completed
@@ -302,7 +343,7 @@ export type Completed = Message<"atelier.v1.Completed"> & {
  * Use `create(CompletedSchema)` to create a new message.
  */
 export const CompletedSchema: GenMessage<Completed> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 7);
+  messageDesc(file_atelier_v1_generation, 8);
 
 /**
  * What it takes to make the same pixels again, and what it cost.
@@ -395,6 +436,18 @@ export type Receipt = Message<"atelier.v1.Receipt"> & {
    * @generated from field: bool tiled_decode = 13;
    */
   tiledDecode: boolean;
+
+  /**
+   * Steps of each image that were left out, since it began from another generation's latent, and "sha256:..." of that.
+   *
+   * @generated from field: uint32 reused_steps = 14;
+   */
+  reusedSteps: number;
+
+  /**
+   * @generated from field: string start_latent_digest = 15;
+   */
+  startLatentDigest: string;
 };
 
 /**
@@ -402,7 +455,7 @@ export type Receipt = Message<"atelier.v1.Receipt"> & {
  * Use `create(ReceiptSchema)` to create a new message.
  */
 export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 8);
+  messageDesc(file_atelier_v1_generation, 9);
 
 /**
  * Native-size generation, latent upscale, then img2img at the requested size.
@@ -436,7 +489,7 @@ export type HiresFix = Message<"atelier.v1.HiresFix"> & {
  * Use `create(HiresFixSchema)` to create a new message.
  */
 export const HiresFixSchema: GenMessage<HiresFix> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 9);
+  messageDesc(file_atelier_v1_generation, 10);
 
 /**
  * @generated from message atelier.v1.StageTimes
@@ -468,7 +521,7 @@ export type StageTimes = Message<"atelier.v1.StageTimes"> & {
  * Use `create(StageTimesSchema)` to create a new message.
  */
 export const StageTimesSchema: GenMessage<StageTimes> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_generation, 10);
+  messageDesc(file_atelier_v1_generation, 11);
 
 /**
  * A more urgent class goes first at every step. Unspecified is standard.

@@ -14,7 +14,67 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/worker.proto.
  */
 export const file_atelier_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIhChBMb2FkTW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIjoKEUxvYWRNb2RlbFJlc3BvbnNlEiUKBXBsYWNlGAEgASgLMhYuYXRlbGllci52MS5Nb2RlbFBsYWNlIiMKElVubG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgBIAEoCSIqChNVbmxvYWRNb2RlbFJlc3BvbnNlEhMKC2ZyZWVkX2J5dGVzGAEgASgEIg4KDFdhdGNoUmVxdWVzdCI3Cg1XYXRjaFJlc3BvbnNlEiYKBXN0YXRlGAEgASgLMhcuYXRlbGllci52MS5Xb3JrZXJTdGF0ZSLQAwoLV29ya2VyU3RhdGUSEQoJd29ya2VyX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgEEg0KBXJlYWR5GAMgASgIEhAKCGRyYWluaW5nGAQgASgIEg4KBmRldmljZRgFIAEoCRIRCglzaW11bGF0ZWQYBiABKAgSKQoGbW9kZWxzGAcgAygLMhkuYXRlbGllci52MS5SZXNpZGVudE1vZGVsEh4KFmJhY2tsb2dfaW50ZXJhY3RpdmVfbXMYCCABKAESFwoPYmFja2xvZ19idWxrX21zGAkgASgBEhoKEnJlcXVlc3RzX2luX2ZsaWdodBgKIAEoDRIVCg1yZXF1ZXN0c19mcmVlGAsgASgNEhkKEW1lbW9yeV91c2VkX2J5dGVzGAwgASgEEhsKE2JhY2tsb2dfc3RhbmRhcmRfbXMYDSABKAESGwoTbWVtb3J5X2J1ZGdldF9ieXRlcxgOIAEoBBImCgZwbGFjZXMYDyADKAsyFi5hdGVsaWVyLnYxLk1vZGVsUGxhY2USKAoKc3RlcF90aW1lcxgQIAMoCzIULmF0ZWxpZXIudjEuU3RlcFRpbWUSGgoSZGVub2lzZV9idXN5X3JhdGlvGBEgASgBIooBCgpNb2RlbFBsYWNlEgoKAmlkGAEgASgJEicKBnN0YXR1cxgCIAEoDjIXLmF0ZWxpZXIudjEuTW9kZWxTdGF0dXMSEAoIcHJvZ3Jlc3MYAyABKAESFQoNd2VpZ2h0c19ieXRlcxgEIAEoBBIPCgdsb2FkX21zGAUgASgBEg0KBWVycm9yGAYgASgJImMKCFN0ZXBUaW1lEg0KBW1vZGVsGAEgASgJEg4KBmhlaWdodBgCIAEoDRINCgV3aWR0aBgDIAEoDRIMCgRyb3dzGAQgASgNEgoKAm1zGAUgASgBEg8KB3RocmVhZHMYBiABKA0iwQEKDVJlc2lkZW50TW9kZWwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZkaWdlc3QYAyABKAkSDgoGZmFtaWx5GAQgASgJEg8KB2xpY2Vuc2UYBSABKAkSJwoGbGltaXRzGAYgASgLMhcuYXRlbGllci52MS5Nb2RlbExpbWl0cxIrCghkZWZhdWx0cxgHIAEoCzIZLmF0ZWxpZXIudjEuTW9kZWxEZWZhdWx0cxIPCgdzdGVwX21zGAggASgBIocBCgtNb2RlbExpbWl0cxIQCghzaXplX21pbhgBIAEoDRIQCghzaXplX21heBgCIAEoDRIVCg1zaXplX211bHRpcGxlGAMgASgNEhIKCnBpeGVsc19tYXgYBCABKAQSEQoJc3RlcHNfbWF4GAUgASgNEhYKDm51bV9pbWFnZXNfbWF4GAYgASgNIqgBCg1Nb2RlbERlZmF1bHRzEhQKDG5hdGl2ZV93aWR0aBgBIAEoDRIVCg1uYXRpdmVfaGVpZ2h0GAIgASgNEg0KBXdpZHRoGAMgASgNEg4KBmhlaWdodBgEIAEoDRINCgVzdGVwcxgFIAEoDRIWCg5ndWlkYW5jZV9zY2FsZRgGIAEoARIkCgdzYW1wbGVyGAcgASgOMhMuYXRlbGllci52MS5TYW1wbGVyIiAKDERyYWluUmVxdWVzdBIQCghncmFjZV9tcxgBIAEoDSJQCg1EcmFpblJlc3BvbnNlEhAKCGZpbmlzaGVkGAEgASgNEi0KC2hhbmRlZF9iYWNrGAIgAygLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUqlgEKC01vZGVsU3RhdHVzEhwKGE1PREVMX1NUQVRVU19VTlNQRUNJRklFRBAAEhgKFE1PREVMX1NUQVRVU19PTl9ESVNLEAESGAoUTU9ERUxfU1RBVFVTX0xPQURJTkcQAhIZChVNT0RFTF9TVEFUVVNfUkVTSURFTlQQAxIaChZNT0RFTF9TVEFUVVNfVU5MT0FESU5HEAQy8gIKDVdvcmtlclNlcnZpY2USRwoIR2VuZXJhdGUSGy5hdGVsaWVyLnYxLkdlbmVyYXRlUmVxdWVzdBocLmF0ZWxpZXIudjEuR2VuZXJhdGVSZXNwb25zZTABEj4KBVdhdGNoEhguYXRlbGllci52MS5XYXRjaFJlcXVlc3QaGS5hdGVsaWVyLnYxLldhdGNoUmVzcG9uc2UwARI8CgVEcmFpbhIYLmF0ZWxpZXIudjEuRHJhaW5SZXF1ZXN0GhkuYXRlbGllci52MS5EcmFpblJlc3BvbnNlEkoKCUxvYWRNb2RlbBIcLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVxdWVzdBodLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVzcG9uc2UwARJOCgtVbmxvYWRNb2RlbBIeLmF0ZWxpZXIudjEuVW5sb2FkTW9kZWxSZXF1ZXN0Gh8uYXRlbGllci52MS5VbmxvYWRNb2RlbFJlc3BvbnNlYgZwcm90bzM", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
+  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIwChBFbWJlZFRleHRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJIkIKEUVtYmVkVGV4dFJlc3BvbnNlEi0KCmVtYmVkZGluZ3MYASADKAsyGS5hdGVsaWVyLnYxLlRleHRFbWJlZGRpbmciHwoNVGV4dEVtYmVkZGluZxIOCgZ2YWx1ZXMYASADKAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgBIAEoCSI6ChFMb2FkTW9kZWxSZXNwb25zZRIlCgVwbGFjZRgBIAEoCzIWLmF0ZWxpZXIudjEuTW9kZWxQbGFjZSIjChJVbmxvYWRNb2RlbFJlcXVlc3QSDQoFbW9kZWwYASABKAkiKgoTVW5sb2FkTW9kZWxSZXNwb25zZRITCgtmcmVlZF9ieXRlcxgBIAEoBCIOCgxXYXRjaFJlcXVlc3QiNwoNV2F0Y2hSZXNwb25zZRImCgVzdGF0ZRgBIAEoCzIXLmF0ZWxpZXIudjEuV29ya2VyU3RhdGUi0AMKC1dvcmtlclN0YXRlEhEKCXdvcmtlcl9pZBgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBINCgVyZWFkeRgDIAEoCBIQCghkcmFpbmluZxgEIAEoCBIOCgZkZXZpY2UYBSABKAkSEQoJc2ltdWxhdGVkGAYgASgIEikKBm1vZGVscxgHIAMoCzIZLmF0ZWxpZXIudjEuUmVzaWRlbnRNb2RlbBIeChZiYWNrbG9nX2ludGVyYWN0aXZlX21zGAggASgBEhcKD2JhY2tsb2dfYnVsa19tcxgJIAEoARIaChJyZXF1ZXN0c19pbl9mbGlnaHQYCiABKA0SFQoNcmVxdWVzdHNfZnJlZRgLIAEoDRIZChFtZW1vcnlfdXNlZF9ieXRlcxgMIAEoBBIbChNiYWNrbG9nX3N0YW5kYXJkX21zGA0gASgBEhsKE21lbW9yeV9idWRnZXRfYnl0ZXMYDiABKAQSJgoGcGxhY2VzGA8gAygLMhYuYXRlbGllci52MS5Nb2RlbFBsYWNlEigKCnN0ZXBfdGltZXMYECADKAsyFC5hdGVsaWVyLnYxLlN0ZXBUaW1lEhoKEmRlbm9pc2VfYnVzeV9yYXRpbxgRIAEoASKKAQoKTW9kZWxQbGFjZRIKCgJpZBgBIAEoCRInCgZzdGF0dXMYAiABKA4yFy5hdGVsaWVyLnYxLk1vZGVsU3RhdHVzEhAKCHByb2dyZXNzGAMgASgBEhUKDXdlaWdodHNfYnl0ZXMYBCABKAQSDwoHbG9hZF9tcxgFIAEoARINCgVlcnJvchgGIAEoCSJjCghTdGVwVGltZRINCgVtb2RlbBgBIAEoCRIOCgZoZWlnaHQYAiABKA0SDQoFd2lkdGgYAyABKA0SDAoEcm93cxgEIAEoDRIKCgJtcxgFIAEoARIPCgd0aHJlYWRzGAYgASgNIsEBCg1SZXNpZGVudE1vZGVsEgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSDgoGZGlnZXN0GAMgASgJEg4KBmZhbWlseRgEIAEoCRIPCgdsaWNlbnNlGAUgASgJEicKBmxpbWl0cxgGIAEoCzIXLmF0ZWxpZXIudjEuTW9kZWxMaW1pdHMSKwoIZGVmYXVsdHMYByABKAsyGS5hdGVsaWVyLnYxLk1vZGVsRGVmYXVsdHMSDwoHc3RlcF9tcxgIIAEoASKHAQoLTW9kZWxMaW1pdHMSEAoIc2l6ZV9taW4YASABKA0SEAoIc2l6ZV9tYXgYAiABKA0SFQoNc2l6ZV9tdWx0aXBsZRgDIAEoDRISCgpwaXhlbHNfbWF4GAQgASgEEhEKCXN0ZXBzX21heBgFIAEoDRIWCg5udW1faW1hZ2VzX21heBgGIAEoDSKoAQoNTW9kZWxEZWZhdWx0cxIUCgxuYXRpdmVfd2lkdGgYASABKA0SFQoNbmF0aXZlX2hlaWdodBgCIAEoDRINCgV3aWR0aBgDIAEoDRIOCgZoZWlnaHQYBCABKA0SDQoFc3RlcHMYBSABKA0SFgoOZ3VpZGFuY2Vfc2NhbGUYBiABKAESJAoHc2FtcGxlchgHIAEoDjITLmF0ZWxpZXIudjEuU2FtcGxlciIgCgxEcmFpblJlcXVlc3QSEAoIZ3JhY2VfbXMYASABKA0iUAoNRHJhaW5SZXNwb25zZRIQCghmaW5pc2hlZBgBIAEoDRItCgtoYW5kZWRfYmFjaxgCIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlKpYBCgtNb2RlbFN0YXR1cxIcChhNT0RFTF9TVEFUVVNfVU5TUEVDSUZJRUQQABIYChRNT0RFTF9TVEFUVVNfT05fRElTSxABEhgKFE1PREVMX1NUQVRVU19MT0FESU5HEAISGQoVTU9ERUxfU1RBVFVTX1JFU0lERU5UEAMSGgoWTU9ERUxfU1RBVFVTX1VOTE9BRElORxAEMrwDCg1Xb3JrZXJTZXJ2aWNlEkcKCEdlbmVyYXRlEhsuYXRlbGllci52MS5HZW5lcmF0ZVJlcXVlc3QaHC5hdGVsaWVyLnYxLkdlbmVyYXRlUmVzcG9uc2UwARI+CgVXYXRjaBIYLmF0ZWxpZXIudjEuV2F0Y2hSZXF1ZXN0GhkuYXRlbGllci52MS5XYXRjaFJlc3BvbnNlMAESPAoFRHJhaW4SGC5hdGVsaWVyLnYxLkRyYWluUmVxdWVzdBoZLmF0ZWxpZXIudjEuRHJhaW5SZXNwb25zZRJKCglMb2FkTW9kZWwSHC5hdGVsaWVyLnYxLkxvYWRNb2RlbFJlcXVlc3QaHS5hdGVsaWVyLnYxLkxvYWRNb2RlbFJlc3BvbnNlMAESTgoLVW5sb2FkTW9kZWwSHi5hdGVsaWVyLnYxLlVubG9hZE1vZGVsUmVxdWVzdBofLmF0ZWxpZXIudjEuVW5sb2FkTW9kZWxSZXNwb25zZRJICglFbWJlZFRleHQSHC5hdGVsaWVyLnYxLkVtYmVkVGV4dFJlcXVlc3QaHS5hdGVsaWVyLnYxLkVtYmVkVGV4dFJlc3BvbnNlYgZwcm90bzM", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
+
+/**
+ * @generated from message atelier.v1.EmbedTextRequest
+ */
+export type EmbedTextRequest = Message<"atelier.v1.EmbedTextRequest"> & {
+  /**
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * At most 64.
+   *
+   * @generated from field: repeated string texts = 2;
+   */
+  texts: string[];
+};
+
+/**
+ * Describes the message atelier.v1.EmbedTextRequest.
+ * Use `create(EmbedTextRequestSchema)` to create a new message.
+ */
+export const EmbedTextRequestSchema: GenMessage<EmbedTextRequest> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 0);
+
+/**
+ * @generated from message atelier.v1.EmbedTextResponse
+ */
+export type EmbedTextResponse = Message<"atelier.v1.EmbedTextResponse"> & {
+  /**
+   * One for each text, in order.
+   *
+   * @generated from field: repeated atelier.v1.TextEmbedding embeddings = 1;
+   */
+  embeddings: TextEmbedding[];
+};
+
+/**
+ * Describes the message atelier.v1.EmbedTextResponse.
+ * Use `create(EmbedTextResponseSchema)` to create a new message.
+ */
+export const EmbedTextResponseSchema: GenMessage<EmbedTextResponse> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 1);
+
+/**
+ * @generated from message atelier.v1.TextEmbedding
+ */
+export type TextEmbedding = Message<"atelier.v1.TextEmbedding"> & {
+  /**
+   * @generated from field: repeated float values = 1;
+   */
+  values: number[];
+};
+
+/**
+ * Describes the message atelier.v1.TextEmbedding.
+ * Use `create(TextEmbeddingSchema)` to create a new message.
+ */
+export const TextEmbeddingSchema: GenMessage<TextEmbedding> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 2);
 
 /**
  * @generated from message atelier.v1.LoadModelRequest
@@ -31,7 +91,7 @@ export type LoadModelRequest = Message<"atelier.v1.LoadModelRequest"> & {
  * Use `create(LoadModelRequestSchema)` to create a new message.
  */
 export const LoadModelRequestSchema: GenMessage<LoadModelRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 0);
+  messageDesc(file_atelier_v1_worker, 3);
 
 /**
  * @generated from message atelier.v1.LoadModelResponse
@@ -48,7 +108,7 @@ export type LoadModelResponse = Message<"atelier.v1.LoadModelResponse"> & {
  * Use `create(LoadModelResponseSchema)` to create a new message.
  */
 export const LoadModelResponseSchema: GenMessage<LoadModelResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 1);
+  messageDesc(file_atelier_v1_worker, 4);
 
 /**
  * @generated from message atelier.v1.UnloadModelRequest
@@ -65,7 +125,7 @@ export type UnloadModelRequest = Message<"atelier.v1.UnloadModelRequest"> & {
  * Use `create(UnloadModelRequestSchema)` to create a new message.
  */
 export const UnloadModelRequestSchema: GenMessage<UnloadModelRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 2);
+  messageDesc(file_atelier_v1_worker, 5);
 
 /**
  * @generated from message atelier.v1.UnloadModelResponse
@@ -82,7 +142,7 @@ export type UnloadModelResponse = Message<"atelier.v1.UnloadModelResponse"> & {
  * Use `create(UnloadModelResponseSchema)` to create a new message.
  */
 export const UnloadModelResponseSchema: GenMessage<UnloadModelResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 3);
+  messageDesc(file_atelier_v1_worker, 6);
 
 /**
  * @generated from message atelier.v1.WatchRequest
@@ -95,7 +155,7 @@ export type WatchRequest = Message<"atelier.v1.WatchRequest"> & {
  * Use `create(WatchRequestSchema)` to create a new message.
  */
 export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 4);
+  messageDesc(file_atelier_v1_worker, 7);
 
 /**
  * @generated from message atelier.v1.WatchResponse
@@ -112,7 +172,7 @@ export type WatchResponse = Message<"atelier.v1.WatchResponse"> & {
  * Use `create(WatchResponseSchema)` to create a new message.
  */
 export const WatchResponseSchema: GenMessage<WatchResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 5);
+  messageDesc(file_atelier_v1_worker, 8);
 
 /**
  * @generated from message atelier.v1.WorkerState
@@ -227,7 +287,7 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
  * Use `create(WorkerStateSchema)` to create a new message.
  */
 export const WorkerStateSchema: GenMessage<WorkerState> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 6);
+  messageDesc(file_atelier_v1_worker, 9);
 
 /**
  * Where a model is.
@@ -277,7 +337,7 @@ export type ModelPlace = Message<"atelier.v1.ModelPlace"> & {
  * Use `create(ModelPlaceSchema)` to create a new message.
  */
 export const ModelPlaceSchema: GenMessage<ModelPlace> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 7);
+  messageDesc(file_atelier_v1_worker, 10);
 
 /**
  * Milliseconds of one U-Net run of so many rows at this latent size.
@@ -323,7 +383,7 @@ export type StepTime = Message<"atelier.v1.StepTime"> & {
  * Use `create(StepTimeSchema)` to create a new message.
  */
 export const StepTimeSchema: GenMessage<StepTime> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 8);
+  messageDesc(file_atelier_v1_worker, 11);
 
 /**
  * @generated from message atelier.v1.ResidentModel
@@ -377,7 +437,7 @@ export type ResidentModel = Message<"atelier.v1.ResidentModel"> & {
  * Use `create(ResidentModelSchema)` to create a new message.
  */
 export const ResidentModelSchema: GenMessage<ResidentModel> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 9);
+  messageDesc(file_atelier_v1_worker, 12);
 
 /**
  * @generated from message atelier.v1.ModelLimits
@@ -419,7 +479,7 @@ export type ModelLimits = Message<"atelier.v1.ModelLimits"> & {
  * Use `create(ModelLimitsSchema)` to create a new message.
  */
 export const ModelLimitsSchema: GenMessage<ModelLimits> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 10);
+  messageDesc(file_atelier_v1_worker, 13);
 
 /**
  * @generated from message atelier.v1.ModelDefaults
@@ -466,7 +526,7 @@ export type ModelDefaults = Message<"atelier.v1.ModelDefaults"> & {
  * Use `create(ModelDefaultsSchema)` to create a new message.
  */
 export const ModelDefaultsSchema: GenMessage<ModelDefaults> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 11);
+  messageDesc(file_atelier_v1_worker, 14);
 
 /**
  * @generated from message atelier.v1.DrainRequest
@@ -485,7 +545,7 @@ export type DrainRequest = Message<"atelier.v1.DrainRequest"> & {
  * Use `create(DrainRequestSchema)` to create a new message.
  */
 export const DrainRequestSchema: GenMessage<DrainRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 12);
+  messageDesc(file_atelier_v1_worker, 15);
 
 /**
  * @generated from message atelier.v1.DrainResponse
@@ -509,7 +569,7 @@ export type DrainResponse = Message<"atelier.v1.DrainResponse"> & {
  * Use `create(DrainResponseSchema)` to create a new message.
  */
 export const DrainResponseSchema: GenMessage<DrainResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 13);
+  messageDesc(file_atelier_v1_worker, 16);
 
 /**
  * @generated from enum atelier.v1.ModelStatus
@@ -608,6 +668,16 @@ export const WorkerService: GenService<{
     methodKind: "unary";
     input: typeof UnloadModelRequestSchema;
     output: typeof UnloadModelResponseSchema;
+  },
+  /**
+   * What texts mean to a resident model: vectors of length 1 whose inner product says how alike two prompts are.
+   *
+   * @generated from rpc atelier.v1.WorkerService.EmbedText
+   */
+  embedText: {
+    methodKind: "unary";
+    input: typeof EmbedTextRequestSchema;
+    output: typeof EmbedTextResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_atelier_v1_worker, 0);

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { errorBody } from "../http/error-reply.ts";
-import { type ImageRequest, type Preview, STAGE_NAMES, type StageProgress } from "../image-request.ts";
+import { type GenerationEvent, type Preview, STAGE_NAMES, type StageProgress } from "../image-request.ts";
 import { asBuffer, generateReply } from "./generate.ts";
 
 const acceptedData = z
@@ -36,6 +36,8 @@ const previewData = z
     description: "A picture on its way, when preview_every asked for it. Fewer to a slow reader.",
   });
 
+type Accepted = Extract<GenerationEvent, { type: "accepted" }>;
+
 export type AcceptedData = z.infer<typeof acceptedData>;
 export type ProgressData = z.infer<typeof progressData>;
 export type PreviewData = z.infer<typeof previewData>;
@@ -56,7 +58,7 @@ export const generateEvent = z
       "then completed (the JSON answer) or error (the error body). Lines that begin with a colon keep the connection alive.",
   });
 
-export function acceptedToJson({ id, seed, model }: ImageRequest, stepsTotal: number): AcceptedData {
+export function acceptedToJson(id: string, { seed, model, stepsTotal }: Accepted): AcceptedData {
   return { request_id: id, seed, model, steps_total: stepsTotal };
 }
 

@@ -1,6 +1,6 @@
 import { z } from "zod";
+import { CACHE_OUTCOMES, type CacheOutcome, type Served } from "../generations/ports.ts";
 import {
-  type Generation,
   type GenerationReceipt,
   IMAGE_FORMATS,
   type ImageFormatName,
@@ -71,6 +71,11 @@ const receipt = z
     worker_id: z.string(),
     device: z.string(),
     simulated: z.boolean().describe("True when no model ran and the picture is a stand-in."),
+    cache: z
+      .enum(CACHE_OUTCOMES)
+      .describe(
+        "hit: made before; shared: made at this moment for another request; approximate: begun from a similar prompt's latent; miss: made anew; bypass: made anew, and no cache was asked.",
+      ),
     prompt: z.string(),
     negative_prompt: z.string(),
     width: z.int(),
@@ -154,19 +159,20 @@ export function draftFromBody(
   };
 }
 
-export function replyFromGeneration({ pictures, receipt }: Generation, format: ImageFormatName): GenerateReply {
+export function replyFromServed({ request, generation, outcome }: Served): GenerateReply {
+  const { pictures, receipt } = generation;
   const first = pictures[0]!;
   const images = pictures.map(({ data }) => asBuffer(data).toString("base64"));
   return {
     image: images[0]!,
     ...(images.length > 1 ? { images } : {}),
-    format,
+    format: request.format,
     media_type: first.mediaType,
     width: first.width,
     height: first.height,
     seed: first.seed,
     model: receipt.model,
-    receipt: receiptToJson(receipt),
+    receipt: receiptToJson(receipt, outcome),
   };
 }
 
@@ -175,7 +181,7 @@ export function asBuffer(data: Uint8Array): Buffer {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 }
 
-function receiptToJson(from: GenerationReceipt): z.infer<typeof receipt> {
+function receiptToJson(from: GenerationReceipt, cache: CacheOutcome): z.infer<typeof receipt> {
   const { hiresFix, times } = from;
   return {
     model: from.model,
@@ -183,6 +189,7 @@ function receiptToJson(from: GenerationReceipt): z.infer<typeof receipt> {
     worker_id: from.workerId,
     device: from.device,
     simulated: from.simulated,
+    cache,
     prompt: from.prompt,
     negative_prompt: from.negativePrompt,
     width: from.width,

@@ -9,8 +9,11 @@ export const HTTP_STATUS: Record<ErrorCode, number> = {
   FORBIDDEN: 403,
   MODEL_NOT_FOUND: 404,
   NOT_FOUND: 404,
+  CONFLICT: 409,
   PAYLOAD_TOO_LARGE: 413,
   INVALID_BUNDLE: 422,
+  RATE_LIMITED: 429,
+  QUOTA_EXCEEDED: 429,
   CANCELLED: 499, // nginx's number for a client that went away; nobody reads it but our own log and metrics
   INTERNAL: 500,
   NUMERIC_FAILURE: 500,
@@ -61,7 +64,7 @@ export interface ErrorReply {
 }
 
 export function errorReply(error: ServingError, requestId: string): ErrorReply {
-  const retryAfterS = RETRY_AFTER_S[error.code];
+  const retryAfterS = retryAfterSeconds(error);
   return {
     status: error instanceof HttpRefusal ? error.status : HTTP_STATUS[error.code],
     headers: {
@@ -77,6 +80,11 @@ export function errorReply(error: ServingError, requestId: string): ErrorReply {
       },
     },
   };
+}
+
+/** What the failure itself knows comes before what its kind suggests. HTTP counts whole seconds (RFC 9110, 10.2.3). */
+export function retryAfterSeconds({ code, retryAfterMs }: ServingError): number | undefined {
+  return retryAfterMs === undefined ? RETRY_AFTER_S[code] : Math.max(1, Math.ceil(retryAfterMs / 1000));
 }
 
 /**

@@ -47,7 +47,7 @@ export function openApiRoute(app: FastifyInstance): void {
     summary: "This document",
     response: { 200: z.looseObject({ openapi: z.string() }).meta({ description: "OpenAPI 3.1." }) },
   };
-  app.get("/openapi.json", { schema }, async () => app.swagger());
+  app.get("/openapi.json", { schema, config: { access: "public" } }, async () => app.swagger());
 }
 
 /** The documented failures of a route. */
@@ -70,10 +70,14 @@ export const sentAsStream = (event: z.ZodType) => event as z.ZodType as z.ZodTyp
 
 const FAILURES: Record<number, string> = {
   400: "A field is missing, unknown, of the wrong type or outside its limits.",
+  401: "There is no key, or it is unknown, expired or revoked.",
+  403: "The key does not allow this.",
   404: "No such model, or no such route.",
   406: "The Accept header rules out every kind of answer.",
+  409: "It contradicts an earlier request.",
   413: "The body is too large.",
   415: "The body is not application/json.",
+  429: "More than the key's own limits allow. Retry-After says when to come back.",
   500: "An error on our side.",
   502: "The worker was lost while it made the picture. The request can be sent again.",
   503: "No worker is ready, too much is in flight, or this gateway is stopping. Retry-After says when to come back.",
@@ -88,7 +92,9 @@ const completeDocument: SwaggerTransformObject = (document) => {
     for (const [status, response] of Object.entries(operation.responses ?? {})) {
       response.headers = {
         [REQUEST_ID_HEADER]: { description: "Names the request in our logs.", schema: { type: "string" } },
-        ...(status === "503" && { "retry-after": { description: "Seconds.", schema: { type: "integer" } } }),
+        ...((status === "503" || status === "429") && {
+          "retry-after": { description: "Seconds.", schema: { type: "integer" } },
+        }),
       };
     }
   }

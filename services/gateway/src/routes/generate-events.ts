@@ -1,23 +1,23 @@
 import type { Clock } from "@atelier/core";
 import type { FastifyReply } from "fastify";
-import { replyFromGeneration } from "../dialects/generate.ts";
+import { replyFromServed } from "../dialects/generate.ts";
 import { acceptedToJson, previewToJson, progressToJson } from "../dialects/generate-events.ts";
+import type { Served } from "../generations/ports.ts";
 import type { ErrorBody } from "../http/error-reply.ts";
 import { EVENT_STREAM_HEADERS, EventStream } from "../http/event-stream.ts";
-import type { Generation, GenerationEvent, ImageRequest } from "../image-request.ts";
+import { SEED_HEADER } from "../http/generation-edge.ts";
+import type { GenerationEvent } from "../image-request.ts";
 import { ProgressThrottle } from "../progress-throttle.ts";
-
-/** The first picture's seed, on every kind of answer. */
-export const SEED_HEADER = "x-atelier-seed";
 
 /** Ten a second look like movement to a person. */
 const PROGRESS_INTERVAL_MS = 100;
 
 export interface GenerateEventsOptions {
   readonly clock: Clock;
-  readonly image: ImageRequest;
+  /** The request's. */
+  readonly id: string;
   /** Starts the generation and tells what becomes of it on the way. */
-  readonly generate: (onEvent: (event: GenerationEvent) => void) => Promise<Generation>;
+  readonly generate: (onEvent: (event: GenerationEvent) => void) => Promise<Served>;
   /** Notes a failure where failures are noted, and gives what the caller reads of it. */
   readonly fail: (thrown: unknown) => ErrorBody;
 }
@@ -27,8 +27,8 @@ export interface GenerateEventsOptions {
  * with a status of its own; what fails after it can only be an event.
  */
 export async function sendEvents(reply: FastifyReply, options: GenerateEventsOptions): Promise<FastifyReply> {
-  const { clock, image, generate, fail } = options;
-  const begun = Promise.withResolvers<void>();
+  const { clock, id, generate, fail } = options;
+  const begun = Promise.withResolvers<number>();
   let accepted = false;
   const events = new EventStream(clock, () => progress.resume());
   const progress = new ProgressThrottle({
@@ -42,14 +42,14 @@ export async function sendEvents(reply: FastifyReply, options: GenerateEventsOpt
     if (event.type === "progress") return progress.offer(event);
     if (event.type === "preview") return progress.offerPreview(event);
     accepted = true;
-    events.send("accepted", acceptedToJson(image, event.stepsTotal));
-    begun.resolve();
+    events.send("accepted", acceptedToJson(id, event));
+    begun.resolve(event.seed);
   })
     .then(
-      (generation) => {
+      (served) => {
         progress.finish();
-        events.send("completed", replyFromGeneration(generation, image.format));
-        begun.resolve();
+        events.send("completed", replyFromServed(served));
+        begun.resolve(served.request.seed);
       },
       (thrown) => {
         if (!accepted) return begun.reject(thrown);
@@ -59,6 +59,6 @@ export async function sendEvents(reply: FastifyReply, options: GenerateEventsOpt
     )
     .finally(() => events.end());
 
-  await begun.promise;
-  return reply.headers(EVENT_STREAM_HEADERS).header(SEED_HEADER, String(image.seed)).send(events.readable);
+  const seed = await begun.promise;
+  return reply.headers(EVENT_STREAM_HEADERS).header(SEED_HEADER, String(seed)).send(events.readable);
 }

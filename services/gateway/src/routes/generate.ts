@@ -1,74 +1,52 @@
-import { type Clock, Deadline, ServingError } from "@atelier/core";
+import { type Clock, ServingError } from "@atelier/core";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import type { GatewayApp } from "../app.ts";
-import { completeRequest } from "../complete-request.ts";
 import {
   asBuffer,
   draftFromBody,
   type GenerateBody,
   generateBody,
   generateReply,
-  replyFromGeneration,
+  replyFromServed,
 } from "../dialects/generate.ts";
 import { generateEvent } from "../dialects/generate-events.ts";
-import type { Dispatcher } from "../dispatch.ts";
-import type { Fleet } from "../fleet/fleet.ts";
+import type { Generations } from "../generations/generations.ts";
 import { chooseMediaType } from "../http/accept.ts";
 import { type ErrorReply, HttpRefusal } from "../http/error-reply.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
+import { contextOf, describeServed } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
-import {
-  type Generation,
-  type GenerationEvent,
-  IMAGE_FORMATS,
-  type ImageFormatName,
-  MEDIA_TYPES,
-} from "../image-request.ts";
-import type { InFlight } from "../in-flight.ts";
-import type { GatewayMetrics } from "../metrics.ts";
-import { SEED_HEADER, sendEvents } from "./generate-events.ts";
+import { type GenerationEvent, IMAGE_FORMATS, type ImageFormatName, MEDIA_TYPES } from "../image-request.ts";
+import { sendEvents } from "./generate-events.ts";
 
 export interface GenerateRouteOptions {
-  readonly fleet: Fleet;
-  readonly dispatcher: Dispatcher;
-  readonly inFlight: InFlight;
-  readonly metrics: GatewayMetrics;
+  readonly generations: Generations;
   readonly clock: Clock;
   readonly requestTimeoutMs: number;
   /** Notes a failure in the log and the counts, and gives the answer to it. */
   readonly noteFailure: (thrown: unknown, request: FastifyRequest, reply: FastifyReply) => ErrorReply;
 }
 
-/** POST /generate: validate -> admit -> dispatch -> respond. */
+/** POST /generate: parse, have it made, answer. */
 export function generateRoute(app: GatewayApp, options: GenerateRouteOptions): void {
-  const { fleet, dispatcher, inFlight, metrics, clock, requestTimeoutMs, noteFailure } = options;
+  const { generations, clock, noteFailure } = options;
 
   app.post("/generate", { schema }, async (request, reply) => {
-    const deadline = Deadline.after(clock, requestTimeoutMs);
     const { kind, format } = chooseReply(request.headers.accept, request.body);
     if (kind !== "events") checkNoPreviews(request.body);
-    const image = completeRequest(draftFromBody(request.body, { id: request.id, format }), fleet.views());
-
-    const ticket = inFlight.enter();
-    onCallerGone(reply, () => ticket.abort(new ServingError("CANCELLED", "the caller went away")));
-    const generate = async (onEvent?: (event: GenerationEvent) => void): Promise<Generation> => {
-      const limits = { deadline, signal: ticket.signal, ...(onEvent && { onEvent }) };
-      const generation = await dispatcher.generate(image, limits).finally(ticket.leave);
-      const { receipt, pictures } = generation;
-      metrics.images.inc({ model: receipt.model, format, simulated: String(receipt.simulated) }, pictures.length);
-      return generation;
-    };
+    const draft = draftFromBody(request.body, { id: request.id, format });
+    const context = contextOf(request, reply, options);
 
     if (kind === "events") {
       const fail = (thrown: unknown) => noteFailure(thrown, request, reply).body;
-      return sendEvents(reply, { clock, image, generate, fail });
+      const generate = (onEvent: (event: GenerationEvent) => void) => generations.run(draft, { ...context, onEvent });
+      return sendEvents(reply, { clock, id: request.id, generate, fail });
     }
-    const generation = await generate();
-    reply.header(SEED_HEADER, String(image.seed));
-    if (generation.receipt.simulated) reply.header("x-atelier-simulated", "true");
-    const [first] = generation.pictures;
+    const served = await generations.run(draft, context);
+    describeServed(reply, served);
+    const [first] = served.generation.pictures;
     if (kind === "picture") return reply.type(first!.mediaType).send(asBuffer(first!.data));
-    return reply.type("application/json; charset=utf-8").send(replyFromGeneration(generation, format));
+    return reply.type("application/json; charset=utf-8").send(replyFromServed(served));
   });
 }
 
@@ -108,12 +86,6 @@ function checkNoPreviews({ preview_every: every }: GenerateBody): void {
   throw new ServingError("INVALID_REQUEST", message, { field: "preview_every" });
 }
 
-function onCallerGone(reply: FastifyReply, run: () => void): void {
-  // It may have left while its body was read.
-  if (reply.raw.closed) run();
-  else reply.raw.once("close", run);
-}
-
 const schema = {
   operationId: "generate",
   summary: "Make a picture from a prompt, or from another picture and a prompt",
@@ -133,6 +105,6 @@ const schema = {
         [EVENT_STREAM_TYPE]: { schema: sentAsStream(generateEvent) },
       },
     },
-    ...errorResponses(400, 404, 406, 413, 415, 500, 502, 503, 504, 507),
+    ...errorResponses(400, 401, 403, 404, 406, 413, 415, 429, 500, 502, 503, 504, 507),
   },
 };

@@ -20,14 +20,14 @@ export function operationsRoutes(app: GatewayApp, { fleet, inFlight, registry }:
     summary: "The process is alive",
     response: { 200: z.object({ status: z.literal("ok") }).meta({ description: "It is." }) },
   };
-  app.get("/healthz", { schema: health }, async () => ({ status: "ok" as const }));
+  app.get("/healthz", { schema: health, config: { access: "public" } }, async () => ({ status: "ok" as const }));
 
   const readiness = {
     operationId: "readiness",
     summary: "Requests sent now would find a worker",
     response: { 200: readyReply, ...errorResponses(503) },
   };
-  app.get("/readyz", { schema: readiness }, async () => {
+  app.get("/readyz", { schema: readiness, config: { access: "public" } }, async () => {
     inFlight.checkOpen();
     const views = fleet.views();
     const workersReady = views.filter((worker) => worker.ready).length;
@@ -42,7 +42,7 @@ export function operationsRoutes(app: GatewayApp, { fleet, inFlight, registry }:
       200: { description: "The metrics.", content: { "text/plain": { schema: sentAsBytes } } },
     },
   };
-  app.get("/metrics", { schema: metrics }, async (_request, reply) =>
+  app.get("/metrics", { schema: metrics, config: { access: "public" } }, async (_request, reply) =>
     reply.type(registry.contentType).send(Buffer.from(await registry.metrics())),
   );
 }

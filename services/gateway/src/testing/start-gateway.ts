@@ -1,14 +1,11 @@
 import { type InvariantError, systemClock, systemRandom } from "@atelier/core";
 import { createLogger } from "@atelier/telemetry";
-import { type AppOptions, buildApp, type GatewayApp } from "../app.ts";
-import { Balancer } from "../balancer.ts";
-import { Dispatcher } from "../dispatch.ts";
-import { Fleet } from "../fleet/fleet.ts";
-import { WorkerClient } from "../fleet/worker-client.ts";
-import { staticDirectory } from "../fleet/worker-directory.ts";
+import type { GatewayApp } from "../app.ts";
+import { buildGateway } from "../build-gateway.ts";
+import { readGatewayConfig } from "../config.ts";
+import type { Fleet } from "../fleet/fleet.ts";
 import { stopGracefully } from "../graceful-stop.ts";
-import { InFlight } from "../in-flight.ts";
-import { createGatewayMetrics } from "../metrics.ts";
+import type { InFlight } from "../in-flight.ts";
 
 export interface TestGateway {
   readonly url: string;
@@ -23,35 +20,23 @@ export interface TestGateway {
   stop(options?: { timeoutMs: number }): Promise<void>;
 }
 
-export type TestGatewayOptions = Partial<Pick<AppOptions, "requestTimeoutMs" | "bodyMaxBytes">> & {
-  inFlightMax?: number;
-};
-
-/** A whole gateway in this process, on a free port of loopback, that knows `workers`. */
-export async function startGateway(workers: readonly string[], options: TestGatewayOptions = {}): Promise<TestGateway> {
+/** A whole gateway in this process, on a free port of loopback, that knows `workers`; `env` lies over the tests' own. */
+export async function startGateway(
+  workers: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<TestGateway> {
   const clock = systemClock;
-  const random = systemRandom;
   const log = createLogger("gateway", "silent");
-  const fleet = new Fleet({
-    directory: staticDirectory(workers),
-    connect: (address) => new WorkerClient(address),
-    clock,
-    random,
-    log,
+  const read = readGatewayConfig({
+    ATELIER_WORKERS: workers.join(",") || "127.0.0.1:1",
+    ATELIER_REQUEST_TIMEOUT_MS: "30000",
+    ATELIER_BODY_MAX_BYTES: String(1024 * 1024),
+    ...env,
   });
-  const inFlight = new InFlight({ max: options.inFlightMax ?? 256 });
+  const config = workers.length === 0 ? { ...read, workers } : read; // a test may want none at all
   const bugs: InvariantError[] = [];
-  const app = await buildApp({
-    fleet,
-    inFlight,
-    clock,
-    log,
-    dispatcher: new Dispatcher(fleet, new Balancer(random)),
-    metrics: createGatewayMetrics({ fleet, inFlight }),
-    requestTimeoutMs: options.requestTimeoutMs ?? 30_000,
-    bodyMaxBytes: options.bodyMaxBytes ?? 1024 * 1024,
-    onBug: (bug) => bugs.push(bug),
-  });
+  const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: (bug) => bugs.push(bug) });
+  const { app, fleet, inFlight } = gateway;
   const url = await app.listen({ host: "127.0.0.1", port: 0 });
   fleet.start();
   return {
@@ -72,7 +57,7 @@ export async function startGateway(workers: readonly string[], options: TestGate
     },
     stop: async ({ timeoutMs } = { timeoutMs: 1_000 }) => {
       await stopGracefully(app, { inFlight, clock, timeoutMs });
-      fleet.close();
+      await gateway.close();
     },
   };
 }

@@ -1,0 +1,70 @@
+import type { Clock, InvariantError, Random } from "@atelier/core";
+import type { Logger } from "@atelier/telemetry";
+import { buildApp, type GatewayApp } from "./app.ts";
+import { Balancer } from "./balancer.ts";
+import { LOCAL_CALLER } from "./caller.ts";
+import type { GatewayConfig } from "./config.ts";
+import { Dispatcher } from "./dispatch.ts";
+import { Fleet } from "./fleet/fleet.ts";
+import { WorkerClient } from "./fleet/worker-client.ts";
+import { staticDirectory } from "./fleet/worker-directory.ts";
+import { Generations } from "./generations/generations.ts";
+import { withoutAdmission, withoutCache, withoutTenantLimits } from "./generations/without.ts";
+import { InFlight } from "./in-flight.ts";
+import { createGatewayMetrics } from "./metrics.ts";
+import { FleetPlacer } from "./placement/fleet-placer.ts";
+
+/** A whole gateway, not listening yet. */
+export interface Gateway {
+  readonly app: GatewayApp;
+  readonly fleet: Fleet;
+  readonly inFlight: InFlight;
+  /** Lets go of everything but the app, which is closed before. */
+  close(): Promise<void>;
+}
+
+export interface GatewayWorld {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Logger;
+  /** Told of a broken invariant after its caller was answered; a process stops on it. */
+  readonly onBug: (bug: InvariantError) => void;
+}
+
+/** The parts as the configuration chooses them: which adapter stands behind which port. */
+export async function buildGateway(config: GatewayConfig, world: GatewayWorld): Promise<Gateway> {
+  const { random } = world;
+  const fleet = new Fleet({
+    ...world,
+    directory: staticDirectory(config.workers),
+    connect: (address) => new WorkerClient(address),
+  });
+  const inFlight = new InFlight({ max: config.inFlightMax });
+  const metrics = createGatewayMetrics({ fleet, inFlight });
+  const generations = new Generations({
+    fleet,
+    inFlight,
+    metrics,
+    tenantLimits: withoutTenantLimits,
+    cache: withoutCache,
+    admission: withoutAdmission,
+    dispatcher: new Dispatcher(new FleetPlacer(fleet, new Balancer(random))),
+  });
+  const app = await buildApp({
+    ...config,
+    ...world,
+    fleet,
+    inFlight,
+    generations,
+    metrics,
+    authenticator: { authenticate: async () => LOCAL_CALLER },
+  });
+  return {
+    app,
+    fleet,
+    inFlight,
+    close: async () => {
+      fleet.close();
+    },
+  };
+}

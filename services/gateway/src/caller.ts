@@ -1,0 +1,31 @@
+/** What a caller may do, from the least to the most: each role may all that those before it may. */
+export const ROLES = ["user", "operator", "admin"] as const;
+export type Role = (typeof ROLES)[number];
+
+/** From the most urgent to the least. */
+export const PRIORITY_CLASSES = ["interactive", "standard", "bulk"] as const;
+export type PriorityClass = (typeof PRIORITY_CLASSES)[number];
+
+/** Who asks, once authenticated. */
+export interface Caller {
+  readonly tenant: string;
+  /** Undefined where no keys are configured. */
+  readonly keyId: string | undefined;
+  readonly role: Role;
+  /** The most urgent class that it may ask for, and the one that its requests have when they name none. */
+  readonly priority: PriorityClass;
+  /** Ids of the models that it may use; undefined: all. */
+  readonly models: ReadonlySet<string> | undefined;
+  /** Names of the adapters that it may use; undefined: all. */
+  readonly adapters: ReadonlySet<string> | undefined;
+}
+
+/** Everybody, where no keys are configured: the gateway then listens on loopback only. */
+export const LOCAL_CALLER: Caller = {
+  tenant: "local",
+  keyId: undefined,
+  role: "admin",
+  priority: "interactive",
+  models: undefined,
+  adapters: undefined,
+};

@@ -1,0 +1,82 @@
+import { ServingError } from "@atelier/core";
+import { PRIORITY_CLASSES } from "../caller.ts";
+import { completeRequest } from "../complete-request.ts";
+import type { Dispatcher } from "../dispatch.ts";
+import type { Fleet } from "../fleet/fleet.ts";
+import type { Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
+import type { InFlight } from "../in-flight.ts";
+import type { GatewayMetrics } from "../metrics.ts";
+import type {
+  Admission,
+  GenerationContext,
+  MakeLimits,
+  ResultCache,
+  Served,
+  ServiceOrder,
+  TenantLimits,
+} from "./ports.ts";
+
+export interface GenerationsOptions {
+  readonly fleet: Pick<Fleet, "views">;
+  readonly inFlight: InFlight;
+  readonly tenantLimits: TenantLimits;
+  readonly cache: ResultCache;
+  readonly admission: Admission;
+  readonly dispatcher: Pick<Dispatcher, "generate">;
+  readonly metrics: Pick<GatewayMetrics, "images">;
+}
+
+/** The way of every request for pictures, whatever the dialect that it came in. */
+export class Generations {
+  readonly #options: GenerationsOptions;
+
+  constructor(options: GenerationsOptions) {
+    this.#options = options;
+  }
+
+  /** complete -> the tenant's limits -> cache and single-flight -> admission -> dispatch. Rejects with a ServingError. */
+  async run(draft: ImageRequestDraft, context: GenerationContext): Promise<Served> {
+    const { fleet, inFlight, tenantLimits, cache, admission, metrics } = this.#options;
+    const order = orderOf(context);
+    const asked = admission.adjust(completeRequest(draft, fleet.views()));
+
+    const place = inFlight.enter();
+    try {
+      const tenant = await tenantLimits.enter(context.caller, asked);
+      let served: Served | undefined;
+      try {
+        const signal = AbortSignal.any([context.signal, place.signal, tenant.signal]);
+        signal.throwIfAborted();
+        served = await cache.serve(asked, { ...context, order, signal }, (image, limits) => this.#make(image, limits));
+        const { receipt, pictures } = served.generation;
+        metrics.images.inc(
+          { model: receipt.model, format: asked.format, simulated: String(receipt.simulated) },
+          pictures.length,
+        );
+        return served;
+      } finally {
+        tenant.leave(served);
+      }
+    } finally {
+      place.leave();
+    }
+  }
+
+  async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {
+    const ticket = this.#options.admission.enter(image, limits);
+    try {
+      return await this.#options.dispatcher.generate(image, limits);
+    } finally {
+      ticket.leave();
+    }
+  }
+}
+
+/** @throws ServingError FORBIDDEN where the caller asks for a more urgent class than its own. */
+function orderOf({ caller, priority = caller.priority }: GenerationContext): ServiceOrder {
+  if (PRIORITY_CLASSES.indexOf(priority) < PRIORITY_CLASSES.indexOf(caller.priority)) {
+    const message = `priority is "${priority}", but this key's requests are at most "${caller.priority}"`;
+    throw new ServingError("FORBIDDEN", message, { field: "priority" });
+  }
+  return { priority, tenant: caller.tenant };
+}

@@ -1,0 +1,31 @@
+import type { FastifyInstance } from "fastify";
+import type { Caller, Role } from "../caller.ts";
+
+/** Finds out who asks. */
+export interface Authenticator {
+  /**
+   * @param role what the route asks for.
+   * @throws ServingError UNAUTHENTICATED or FORBIDDEN.
+   */
+  authenticate(headers: Readonly<Record<string, string | string[] | undefined>>, role: Role): Promise<Caller>;
+}
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** Who asks; on routes with `access: "public"` it is null. */
+    caller: Caller;
+  }
+  interface FastifyContextConfig {
+    /** The least role that the route asks for; "user" where it says nothing. */
+    access?: Role | "public";
+  }
+}
+
+/** Every route is behind the authenticator, but those that say `config: { access: "public" }`. Before the body is read. */
+export function authenticateAll(app: FastifyInstance, authenticator: Authenticator): void {
+  app.decorateRequest("caller", null as unknown as Caller);
+  app.addHook("onRequest", async (request) => {
+    const access = request.routeOptions.config.access ?? "user";
+    if (access !== "public") request.caller = await authenticator.authenticate(request.headers, access);
+  });
+}
