@@ -4,7 +4,14 @@ import type { WorkerView } from "./fleet/worker-view.ts";
 import type { MakeLimits } from "./generations/ports.ts";
 import type { GeneratedPicture, Generation, ImageRequest } from "./image-request.ts";
 import type { Placement, Placer } from "./placement/placer.ts";
-import { pictureFromWire, previewFromWire, progressFromWire, receiptFromWire, requestToWire } from "./wire.ts";
+import {
+  backlogFromWire,
+  pictureFromWire,
+  previewFromWire,
+  progressFromWire,
+  receiptFromWire,
+  requestToWire,
+} from "./wire.ts";
 
 /** Places a request on a worker and brings its pictures back. */
 export class Dispatcher {
@@ -90,7 +97,7 @@ class AnswerInProgress {
     if (event.case === "completed") this.#completed = event.value;
     if (event.case === "accepted") {
       this.#stepsTotal = event.value.stepsTotal;
-      this.#placement.accepted(event.value.backlogMs);
+      this.#placement.accepted(backlogFromWire(event.value));
       const { seed, model } = this.#request;
       this.#onEvent?.({ type: "accepted", seed, model, stepsTotal: this.#stepsTotal });
     }

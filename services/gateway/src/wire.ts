@@ -1,5 +1,6 @@
 import { ServingError } from "@atelier/core";
 import {
+  type Accepted,
   type GeneratedImage,
   type GenerateRequestSchema,
   ImageFormat,
@@ -10,6 +11,7 @@ import {
 } from "@atelier/proto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { PriorityClass as PriorityClassName } from "./caller.ts";
+import type { BacklogReport } from "./fleet/worker-load.ts";
 import type { ServiceOrder } from "./generations/ports.ts";
 import type {
   GeneratedPicture,
@@ -48,6 +50,20 @@ export function requestToWire(
     initImage: request.initPicture?.bytes ?? new Uint8Array(),
     previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant },
+  };
+}
+
+/** What an acceptance says of its worker; one that tells no classes is taken for busy with the most urgent. */
+export function backlogFromWire(accepted: Accepted): BacklogReport {
+  const { sequence, backlogMs, backlogInteractiveMs, backlogStandardMs, backlogBulkMs } = accepted;
+  const told = backlogInteractiveMs + backlogStandardMs + backlogBulkMs > 0;
+  return {
+    sequence,
+    backlogMs: {
+      interactive: told ? backlogInteractiveMs : backlogMs,
+      standard: backlogStandardMs,
+      bulk: backlogBulkMs,
+    },
   };
 }
 

@@ -23,7 +23,7 @@ import { readInitImage } from "./stages/init-image.ts";
 import type { PriorityClass } from "./stages/order/service-order.ts";
 import { drawPreview, encodePreview, type PreviewMap } from "./stages/preview.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
-import { type StepTime, StepTimes } from "./step-times.ts";
+import { type RowTime, type StepTime, StepTimes } from "./step-times.ts";
 import { StepTimesFile } from "./step-times-file.ts";
 import type { DenoiseReport, RunReport } from "./threads/denoise.thread.ts";
 import { errorOf } from "./threads/messages.ts";
@@ -78,6 +78,7 @@ export interface PipelineState {
   /** Share of the last ten seconds in which the denoise lanes ran, 0..1. */
   readonly denoiseBusyRatio: number;
   readonly stepTimes: readonly StepTime[];
+  readonly rowTimes: readonly RowTime[];
   /** Every model, in memory or not. */
   readonly places: readonly ModelPlace[];
   /** As counted: weights and the largest runs so far of what is in memory. */
@@ -250,6 +251,7 @@ export class Pipeline {
       backlogMs: this.#backlog.byClassMs,
       denoiseBusyRatio: this.#busy.at(this.#clock.nowMs()),
       stepTimes: this.#times.toJSON(),
+      rowTimes: this.#times.rowTimes,
       places: this.#shelf.places,
       memoryUsedBytes: this.#budget.usedBytes,
       memoryBudgetBytes: this.#budget.budgetBytes,
@@ -391,7 +393,7 @@ export class Pipeline {
     }
     this.#changed();
     const stepsTotal = parts.phases.steps * request.numImages;
-    call.onEvent({ type: "accepted", backlogMs: this.#backlog.totalMs, stepsTotal });
+    call.onEvent({ type: "accepted", backlogMs: this.#backlog.byClassMs, stepsTotal });
     return running;
   }
 

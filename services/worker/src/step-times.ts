@@ -38,6 +38,14 @@ export interface StepTime {
   readonly ms: number;
 }
 
+/** Milliseconds of the whole device that one row took lately: see `msPerRow`. */
+export interface RowTime {
+  readonly model: string;
+  readonly height: number;
+  readonly width: number;
+  readonly ms: number;
+}
+
 /** What is known of one shape on one kind of lane: milliseconds by rows. */
 interface Curve {
   readonly model: string;
@@ -72,7 +80,7 @@ export class StepTimes {
   /** Sizes that have run in this process, by lane. */
   readonly #met = new Set<string>();
   /** Device milliseconds that a row took lately, by model and shape: see `msPerRow`. */
-  readonly #perRow = new Map<string, { model: string; area: number; ms: number }>();
+  readonly #perRow = new Map<string, RowTime>();
 
   observe({ model, shape, rows, ms, threads, lane, lanes }: StepRun): void {
     const size = `${model} ${lane} ${shape.height}x${shape.width} ${rows}`;
@@ -88,9 +96,14 @@ export class StepTimes {
     curve.points.set(rows, { ms: known === undefined ? ms : averaged(known.ms, ms), atRun });
 
     const msPerRow = ms / lanes / rows;
-    const area = shape.height * shape.width;
+    const { height, width } = shape;
     const before = this.#perRow.get(key);
-    this.#perRow.set(key, { model, area, ms: before === undefined ? msPerRow : averaged(before.ms, msPerRow) });
+    this.#perRow.set(key, {
+      model,
+      height,
+      width,
+      ms: before === undefined ? msPerRow : averaged(before.ms, msPerRow),
+    });
   }
 
   /** Predicted milliseconds of one run; 0 before anything is known of the model. */
@@ -135,12 +148,17 @@ export class StepTimes {
     const area = shape.height * shape.width;
     const same = this.#perRow.get(shapeKey(model, shape.height, shape.width));
     if (same !== undefined) return same.ms;
-    let nearest: { area: number; ms: number } | undefined;
+    let nearest: RowTime | undefined;
     for (const other of this.#perRow.values()) {
       if (other.model !== model) continue;
-      if (nearest === undefined || distance(other.area, area) < distance(nearest.area, area)) nearest = other;
+      if (nearest === undefined || distance(areaOf(other), area) < distance(areaOf(nearest), area)) nearest = other;
     }
-    return nearest === undefined ? 0 : nearest.ms * (area / nearest.area);
+    return nearest === undefined ? 0 : nearest.ms * (area / areaOf(nearest));
+  }
+
+  /** What `msPerRow` goes by. */
+  get rowTimes(): readonly RowTime[] {
+    return [...this.#perRow.values()];
   }
 
   /** The whole table. */
@@ -158,7 +176,7 @@ export class StepTimes {
       // Until it runs: the best that one run alone could do.
       const key = shapeKey(model, height, width);
       const before = times.#perRow.get(key)?.ms ?? Infinity;
-      times.#perRow.set(key, { model, area: height * width, ms: Math.min(before, ms / rows) });
+      times.#perRow.set(key, { model, height, width, ms: Math.min(before, ms / rows) });
     }
     return times;
   }
@@ -224,6 +242,10 @@ function shapeKey(model: string, height: number, width: number): string {
 
 function curveKey(model: string, height: number, width: number, threads: number): string {
   return `${model} ${height}x${width} ${threads}`;
+}
+
+function areaOf({ height, width }: RowTime): number {
+  return height * width;
 }
 
 /** How far two areas are from each other, by ratio. */

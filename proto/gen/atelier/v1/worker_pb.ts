@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file atelier/v1/worker.proto.
  */
 export const file_atelier_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIwChBFbWJlZFRleHRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJIkIKEUVtYmVkVGV4dFJlc3BvbnNlEi0KCmVtYmVkZGluZ3MYASADKAsyGS5hdGVsaWVyLnYxLlRleHRFbWJlZGRpbmciHwoNVGV4dEVtYmVkZGluZxIOCgZ2YWx1ZXMYASADKAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgBIAEoCSI6ChFMb2FkTW9kZWxSZXNwb25zZRIlCgVwbGFjZRgBIAEoCzIWLmF0ZWxpZXIudjEuTW9kZWxQbGFjZSIjChJVbmxvYWRNb2RlbFJlcXVlc3QSDQoFbW9kZWwYASABKAkiKgoTVW5sb2FkTW9kZWxSZXNwb25zZRITCgtmcmVlZF9ieXRlcxgBIAEoBCIOCgxXYXRjaFJlcXVlc3QiNwoNV2F0Y2hSZXNwb25zZRImCgVzdGF0ZRgBIAEoCzIXLmF0ZWxpZXIudjEuV29ya2VyU3RhdGUi0AMKC1dvcmtlclN0YXRlEhEKCXdvcmtlcl9pZBgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBINCgVyZWFkeRgDIAEoCBIQCghkcmFpbmluZxgEIAEoCBIOCgZkZXZpY2UYBSABKAkSEQoJc2ltdWxhdGVkGAYgASgIEikKBm1vZGVscxgHIAMoCzIZLmF0ZWxpZXIudjEuUmVzaWRlbnRNb2RlbBIeChZiYWNrbG9nX2ludGVyYWN0aXZlX21zGAggASgBEhcKD2JhY2tsb2dfYnVsa19tcxgJIAEoARIaChJyZXF1ZXN0c19pbl9mbGlnaHQYCiABKA0SFQoNcmVxdWVzdHNfZnJlZRgLIAEoDRIZChFtZW1vcnlfdXNlZF9ieXRlcxgMIAEoBBIbChNiYWNrbG9nX3N0YW5kYXJkX21zGA0gASgBEhsKE21lbW9yeV9idWRnZXRfYnl0ZXMYDiABKAQSJgoGcGxhY2VzGA8gAygLMhYuYXRlbGllci52MS5Nb2RlbFBsYWNlEigKCnN0ZXBfdGltZXMYECADKAsyFC5hdGVsaWVyLnYxLlN0ZXBUaW1lEhoKEmRlbm9pc2VfYnVzeV9yYXRpbxgRIAEoASKKAQoKTW9kZWxQbGFjZRIKCgJpZBgBIAEoCRInCgZzdGF0dXMYAiABKA4yFy5hdGVsaWVyLnYxLk1vZGVsU3RhdHVzEhAKCHByb2dyZXNzGAMgASgBEhUKDXdlaWdodHNfYnl0ZXMYBCABKAQSDwoHbG9hZF9tcxgFIAEoARINCgVlcnJvchgGIAEoCSJjCghTdGVwVGltZRINCgVtb2RlbBgBIAEoCRIOCgZoZWlnaHQYAiABKA0SDQoFd2lkdGgYAyABKA0SDAoEcm93cxgEIAEoDRIKCgJtcxgFIAEoARIPCgd0aHJlYWRzGAYgASgNIsEBCg1SZXNpZGVudE1vZGVsEgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSDgoGZGlnZXN0GAMgASgJEg4KBmZhbWlseRgEIAEoCRIPCgdsaWNlbnNlGAUgASgJEicKBmxpbWl0cxgGIAEoCzIXLmF0ZWxpZXIudjEuTW9kZWxMaW1pdHMSKwoIZGVmYXVsdHMYByABKAsyGS5hdGVsaWVyLnYxLk1vZGVsRGVmYXVsdHMSDwoHc3RlcF9tcxgIIAEoASKHAQoLTW9kZWxMaW1pdHMSEAoIc2l6ZV9taW4YASABKA0SEAoIc2l6ZV9tYXgYAiABKA0SFQoNc2l6ZV9tdWx0aXBsZRgDIAEoDRISCgpwaXhlbHNfbWF4GAQgASgEEhEKCXN0ZXBzX21heBgFIAEoDRIWCg5udW1faW1hZ2VzX21heBgGIAEoDSKoAQoNTW9kZWxEZWZhdWx0cxIUCgxuYXRpdmVfd2lkdGgYASABKA0SFQoNbmF0aXZlX2hlaWdodBgCIAEoDRINCgV3aWR0aBgDIAEoDRIOCgZoZWlnaHQYBCABKA0SDQoFc3RlcHMYBSABKA0SFgoOZ3VpZGFuY2Vfc2NhbGUYBiABKAESJAoHc2FtcGxlchgHIAEoDjITLmF0ZWxpZXIudjEuU2FtcGxlciIgCgxEcmFpblJlcXVlc3QSEAoIZ3JhY2VfbXMYASABKA0iUAoNRHJhaW5SZXNwb25zZRIQCghmaW5pc2hlZBgBIAEoDRItCgtoYW5kZWRfYmFjaxgCIAMoCzIYLmF0ZWxpZXIudjEuRGVub2lzZVN0YXRlKpYBCgtNb2RlbFN0YXR1cxIcChhNT0RFTF9TVEFUVVNfVU5TUEVDSUZJRUQQABIYChRNT0RFTF9TVEFUVVNfT05fRElTSxABEhgKFE1PREVMX1NUQVRVU19MT0FESU5HEAISGQoVTU9ERUxfU1RBVFVTX1JFU0lERU5UEAMSGgoWTU9ERUxfU1RBVFVTX1VOTE9BRElORxAEMrwDCg1Xb3JrZXJTZXJ2aWNlEkcKCEdlbmVyYXRlEhsuYXRlbGllci52MS5HZW5lcmF0ZVJlcXVlc3QaHC5hdGVsaWVyLnYxLkdlbmVyYXRlUmVzcG9uc2UwARI+CgVXYXRjaBIYLmF0ZWxpZXIudjEuV2F0Y2hSZXF1ZXN0GhkuYXRlbGllci52MS5XYXRjaFJlc3BvbnNlMAESPAoFRHJhaW4SGC5hdGVsaWVyLnYxLkRyYWluUmVxdWVzdBoZLmF0ZWxpZXIudjEuRHJhaW5SZXNwb25zZRJKCglMb2FkTW9kZWwSHC5hdGVsaWVyLnYxLkxvYWRNb2RlbFJlcXVlc3QaHS5hdGVsaWVyLnYxLkxvYWRNb2RlbFJlc3BvbnNlMAESTgoLVW5sb2FkTW9kZWwSHi5hdGVsaWVyLnYxLlVubG9hZE1vZGVsUmVxdWVzdBofLmF0ZWxpZXIudjEuVW5sb2FkTW9kZWxSZXNwb25zZRJICglFbWJlZFRleHQSHC5hdGVsaWVyLnYxLkVtYmVkVGV4dFJlcXVlc3QaHS5hdGVsaWVyLnYxLkVtYmVkVGV4dFJlc3BvbnNlYgZwcm90bzM", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
+  fileDesc("ChdhdGVsaWVyL3YxL3dvcmtlci5wcm90bxIKYXRlbGllci52MSIwChBFbWJlZFRleHRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJIkIKEUVtYmVkVGV4dFJlc3BvbnNlEi0KCmVtYmVkZGluZ3MYASADKAsyGS5hdGVsaWVyLnYxLlRleHRFbWJlZGRpbmciHwoNVGV4dEVtYmVkZGluZxIOCgZ2YWx1ZXMYASADKAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgBIAEoCSI6ChFMb2FkTW9kZWxSZXNwb25zZRIlCgVwbGFjZRgBIAEoCzIWLmF0ZWxpZXIudjEuTW9kZWxQbGFjZSIjChJVbmxvYWRNb2RlbFJlcXVlc3QSDQoFbW9kZWwYASABKAkiKgoTVW5sb2FkTW9kZWxSZXNwb25zZRITCgtmcmVlZF9ieXRlcxgBIAEoBCIOCgxXYXRjaFJlcXVlc3QiNwoNV2F0Y2hSZXNwb25zZRImCgVzdGF0ZRgBIAEoCzIXLmF0ZWxpZXIudjEuV29ya2VyU3RhdGUi+AMKC1dvcmtlclN0YXRlEhEKCXdvcmtlcl9pZBgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBINCgVyZWFkeRgDIAEoCBIQCghkcmFpbmluZxgEIAEoCBIOCgZkZXZpY2UYBSABKAkSEQoJc2ltdWxhdGVkGAYgASgIEikKBm1vZGVscxgHIAMoCzIZLmF0ZWxpZXIudjEuUmVzaWRlbnRNb2RlbBIeChZiYWNrbG9nX2ludGVyYWN0aXZlX21zGAggASgBEhcKD2JhY2tsb2dfYnVsa19tcxgJIAEoARIaChJyZXF1ZXN0c19pbl9mbGlnaHQYCiABKA0SFQoNcmVxdWVzdHNfZnJlZRgLIAEoDRIZChFtZW1vcnlfdXNlZF9ieXRlcxgMIAEoBBIbChNiYWNrbG9nX3N0YW5kYXJkX21zGA0gASgBEhsKE21lbW9yeV9idWRnZXRfYnl0ZXMYDiABKAQSJgoGcGxhY2VzGA8gAygLMhYuYXRlbGllci52MS5Nb2RlbFBsYWNlEigKCnN0ZXBfdGltZXMYECADKAsyFC5hdGVsaWVyLnYxLlN0ZXBUaW1lEhoKEmRlbm9pc2VfYnVzeV9yYXRpbxgRIAEoARImCglyb3dfdGltZXMYEiADKAsyEy5hdGVsaWVyLnYxLlJvd1RpbWUiigEKCk1vZGVsUGxhY2USCgoCaWQYASABKAkSJwoGc3RhdHVzGAIgASgOMhcuYXRlbGllci52MS5Nb2RlbFN0YXR1cxIQCghwcm9ncmVzcxgDIAEoARIVCg13ZWlnaHRzX2J5dGVzGAQgASgEEg8KB2xvYWRfbXMYBSABKAESDQoFZXJyb3IYBiABKAkiYwoIU3RlcFRpbWUSDQoFbW9kZWwYASABKAkSDgoGaGVpZ2h0GAIgASgNEg0KBXdpZHRoGAMgASgNEgwKBHJvd3MYBCABKA0SCgoCbXMYBSABKAESDwoHdGhyZWFkcxgGIAEoDSJDCgdSb3dUaW1lEg0KBW1vZGVsGAEgASgJEg4KBmhlaWdodBgCIAEoDRINCgV3aWR0aBgDIAEoDRIKCgJtcxgEIAEoASLsAQoNUmVzaWRlbnRNb2RlbBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmRpZ2VzdBgDIAEoCRIOCgZmYW1pbHkYBCABKAkSDwoHbGljZW5zZRgFIAEoCRInCgZsaW1pdHMYBiABKAsyFy5hdGVsaWVyLnYxLk1vZGVsTGltaXRzEisKCGRlZmF1bHRzGAcgASgLMhkuYXRlbGllci52MS5Nb2RlbERlZmF1bHRzEg8KB3N0ZXBfbXMYCCABKAESKQoKdHdvX3Bhc3NlcxgJIAEoCzIVLmF0ZWxpZXIudjEuVHdvUGFzc2VzIkYKCVR3b1Bhc3NlcxIUCgxhYm92ZV9waXhlbHMYASABKAQSEAoIc3RyZW5ndGgYAiABKAESEQoJc2NhbGVfbWF4GAMgASgBIocBCgtNb2RlbExpbWl0cxIQCghzaXplX21pbhgBIAEoDRIQCghzaXplX21heBgCIAEoDRIVCg1zaXplX211bHRpcGxlGAMgASgNEhIKCnBpeGVsc19tYXgYBCABKAQSEQoJc3RlcHNfbWF4GAUgASgNEhYKDm51bV9pbWFnZXNfbWF4GAYgASgNIqgBCg1Nb2RlbERlZmF1bHRzEhQKDG5hdGl2ZV93aWR0aBgBIAEoDRIVCg1uYXRpdmVfaGVpZ2h0GAIgASgNEg0KBXdpZHRoGAMgASgNEg4KBmhlaWdodBgEIAEoDRINCgVzdGVwcxgFIAEoDRIWCg5ndWlkYW5jZV9zY2FsZRgGIAEoARIkCgdzYW1wbGVyGAcgASgOMhMuYXRlbGllci52MS5TYW1wbGVyIiAKDERyYWluUmVxdWVzdBIQCghncmFjZV9tcxgBIAEoDSJQCg1EcmFpblJlc3BvbnNlEhAKCGZpbmlzaGVkGAEgASgNEi0KC2hhbmRlZF9iYWNrGAIgAygLMhguYXRlbGllci52MS5EZW5vaXNlU3RhdGUqlgEKC01vZGVsU3RhdHVzEhwKGE1PREVMX1NUQVRVU19VTlNQRUNJRklFRBAAEhgKFE1PREVMX1NUQVRVU19PTl9ESVNLEAESGAoUTU9ERUxfU1RBVFVTX0xPQURJTkcQAhIZChVNT0RFTF9TVEFUVVNfUkVTSURFTlQQAxIaChZNT0RFTF9TVEFUVVNfVU5MT0FESU5HEAQyvAMKDVdvcmtlclNlcnZpY2USRwoIR2VuZXJhdGUSGy5hdGVsaWVyLnYxLkdlbmVyYXRlUmVxdWVzdBocLmF0ZWxpZXIudjEuR2VuZXJhdGVSZXNwb25zZTABEj4KBVdhdGNoEhguYXRlbGllci52MS5XYXRjaFJlcXVlc3QaGS5hdGVsaWVyLnYxLldhdGNoUmVzcG9uc2UwARI8CgVEcmFpbhIYLmF0ZWxpZXIudjEuRHJhaW5SZXF1ZXN0GhkuYXRlbGllci52MS5EcmFpblJlc3BvbnNlEkoKCUxvYWRNb2RlbBIcLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVxdWVzdBodLmF0ZWxpZXIudjEuTG9hZE1vZGVsUmVzcG9uc2UwARJOCgtVbmxvYWRNb2RlbBIeLmF0ZWxpZXIudjEuVW5sb2FkTW9kZWxSZXF1ZXN0Gh8uYXRlbGllci52MS5VbmxvYWRNb2RlbFJlc3BvbnNlEkgKCUVtYmVkVGV4dBIcLmF0ZWxpZXIudjEuRW1iZWRUZXh0UmVxdWVzdBodLmF0ZWxpZXIudjEuRW1iZWRUZXh0UmVzcG9uc2ViBnByb3RvMw", [file_atelier_v1_denoise_state, file_atelier_v1_generation]);
 
 /**
  * @generated from message atelier.v1.EmbedTextRequest
@@ -280,6 +280,13 @@ export type WorkerState = Message<"atelier.v1.WorkerState"> & {
    * @generated from field: double denoise_busy_ratio = 17;
    */
   denoiseBusyRatio: number;
+
+  /**
+   * What backlogs are made of: the device's time for one row, by model and latent size.
+   *
+   * @generated from field: repeated atelier.v1.RowTime row_times = 18;
+   */
+  rowTimes: RowTime[];
 };
 
 /**
@@ -386,6 +393,40 @@ export const StepTimeSchema: GenMessage<StepTime> = /*@__PURE__*/
   messageDesc(file_atelier_v1_worker, 11);
 
 /**
+ * Milliseconds of the whole device that one row took lately, batching and lanes side by side counted in.
+ *
+ * @generated from message atelier.v1.RowTime
+ */
+export type RowTime = Message<"atelier.v1.RowTime"> & {
+  /**
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * @generated from field: uint32 height = 2;
+   */
+  height: number;
+
+  /**
+   * @generated from field: uint32 width = 3;
+   */
+  width: number;
+
+  /**
+   * @generated from field: double ms = 4;
+   */
+  ms: number;
+};
+
+/**
+ * Describes the message atelier.v1.RowTime.
+ * Use `create(RowTimeSchema)` to create a new message.
+ */
+export const RowTimeSchema: GenMessage<RowTime> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 12);
+
+/**
  * @generated from message atelier.v1.ResidentModel
  */
 export type ResidentModel = Message<"atelier.v1.ResidentModel"> & {
@@ -430,6 +471,13 @@ export type ResidentModel = Message<"atelier.v1.ResidentModel"> & {
    * @generated from field: double step_ms = 8;
    */
   stepMs: number;
+
+  /**
+   * Absent where the model makes every picture in one pass.
+   *
+   * @generated from field: atelier.v1.TwoPasses two_passes = 9;
+   */
+  twoPasses?: TwoPasses | undefined;
 };
 
 /**
@@ -437,7 +485,40 @@ export type ResidentModel = Message<"atelier.v1.ResidentModel"> & {
  * Use `create(ResidentModelSchema)` to create a new message.
  */
 export const ResidentModelSchema: GenMessage<ResidentModel> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 12);
+  messageDesc(file_atelier_v1_worker, 13);
+
+/**
+ * A picture of more pixels is made at about the native pixel count first, and then refined at its own size.
+ *
+ * @generated from message atelier.v1.TwoPasses
+ */
+export type TwoPasses = Message<"atelier.v1.TwoPasses"> & {
+  /**
+   * @generated from field: uint64 above_pixels = 1;
+   */
+  abovePixels: bigint;
+
+  /**
+   * Share of the steps that the second pass makes over again.
+   *
+   * @generated from field: double strength = 2;
+   */
+  strength: number;
+
+  /**
+   * The second pass's size over the first's, per side, at most; 0 is no limit.
+   *
+   * @generated from field: double scale_max = 3;
+   */
+  scaleMax: number;
+};
+
+/**
+ * Describes the message atelier.v1.TwoPasses.
+ * Use `create(TwoPassesSchema)` to create a new message.
+ */
+export const TwoPassesSchema: GenMessage<TwoPasses> = /*@__PURE__*/
+  messageDesc(file_atelier_v1_worker, 14);
 
 /**
  * @generated from message atelier.v1.ModelLimits
@@ -479,7 +560,7 @@ export type ModelLimits = Message<"atelier.v1.ModelLimits"> & {
  * Use `create(ModelLimitsSchema)` to create a new message.
  */
 export const ModelLimitsSchema: GenMessage<ModelLimits> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 13);
+  messageDesc(file_atelier_v1_worker, 15);
 
 /**
  * @generated from message atelier.v1.ModelDefaults
@@ -526,7 +607,7 @@ export type ModelDefaults = Message<"atelier.v1.ModelDefaults"> & {
  * Use `create(ModelDefaultsSchema)` to create a new message.
  */
 export const ModelDefaultsSchema: GenMessage<ModelDefaults> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 14);
+  messageDesc(file_atelier_v1_worker, 16);
 
 /**
  * @generated from message atelier.v1.DrainRequest
@@ -545,7 +626,7 @@ export type DrainRequest = Message<"atelier.v1.DrainRequest"> & {
  * Use `create(DrainRequestSchema)` to create a new message.
  */
 export const DrainRequestSchema: GenMessage<DrainRequest> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 15);
+  messageDesc(file_atelier_v1_worker, 17);
 
 /**
  * @generated from message atelier.v1.DrainResponse
@@ -569,7 +650,7 @@ export type DrainResponse = Message<"atelier.v1.DrainResponse"> & {
  * Use `create(DrainResponseSchema)` to create a new message.
  */
 export const DrainResponseSchema: GenMessage<DrainResponse> = /*@__PURE__*/
-  messageDesc(file_atelier_v1_worker, 16);
+  messageDesc(file_atelier_v1_worker, 18);
 
 /**
  * @generated from enum atelier.v1.ModelStatus

@@ -47,6 +47,14 @@ describe("StatePublisher", () => {
     expect(second.map(sequenceOf)).toEqual([3, 4]);
   });
 
+  it("numbers what is told in other ways between the states before and those after", () => {
+    const { watch, subject, clock } = publisher();
+    const heard = watch();
+    expect(subject.nextSequence()).toBe(2n);
+    clock.advance(1000);
+    expect(heard.map(sequenceOf)).toEqual([1, 3]);
+  });
+
   it("leaves no timer behind its last watcher", () => {
     const { subject, clock, describes } = publisher();
     const end = subject.watch(() => {});

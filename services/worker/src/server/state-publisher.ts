@@ -54,8 +54,13 @@ export class StatePublisher<State> {
     this.#schedule(HEARTBEAT_MS);
   }
 
-  #next(): State {
+  /** A number for something else that is told of the state now: it is newer than every state before, older than those after. */
+  nextSequence(): bigint {
     this.#sequence += 1n;
-    return this.#describe(this.#sequence);
+    return this.#sequence;
+  }
+
+  #next(): State {
+    return this.#describe(this.nextSequence());
   }
 }

@@ -155,13 +155,26 @@ export function wireState(
   return writeDenoiseState(image, { parameters, imageIndex, device });
 }
 
-/** An event as the stream carries it; a checkpoint has a form of its own. */
-export function wireEvent(event: Exclude<GenerationEvent, { type: "checkpoint" }>): GenerateResponse {
+/** `sequence` is a number of its own among the worker's states. */
+export function wireAccepted(
+  { backlogMs, stepsTotal }: Extract<GenerationEvent, { type: "accepted" }>,
+  sequence: bigint,
+): GenerateResponse {
+  const { interactive, standard, bulk } = backlogMs;
+  const value = {
+    backlogMs: interactive + standard + bulk,
+    stepsTotal,
+    sequence,
+    backlogInteractiveMs: interactive,
+    backlogStandardMs: standard,
+    backlogBulkMs: bulk,
+  };
+  return create(GenerateResponseSchema, { event: { case: "accepted", value } });
+}
+
+/** An event as the stream carries it; a checkpoint and an acceptance have forms of their own. */
+export function wireEvent(event: Exclude<GenerationEvent, { type: "accepted" | "checkpoint" }>): GenerateResponse {
   switch (event.type) {
-    case "accepted": {
-      const { backlogMs, stepsTotal } = event;
-      return create(GenerateResponseSchema, { event: { case: "accepted", value: { backlogMs, stepsTotal } } });
-    }
     case "progress": {
       const { imageIndex, stepsDone, preview } = event;
       const value = { stage: WIRE_STAGES[event.stage], imageIndex, stepsDone, ...(preview && { preview }) };

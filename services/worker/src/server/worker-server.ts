@@ -34,7 +34,7 @@ import type { Pipeline } from "../pipeline.ts";
 import { EventWriter } from "./event-writer.ts";
 import { reflectionOf } from "./reflection.ts";
 import { StatePublisher } from "./state-publisher.ts";
-import { readGenerateRequest, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
+import { readGenerateRequest, wireAccepted, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
 import { describeWorker, type WorkerIdentity, wirePlace } from "./worker-state.ts";
 
 /** A call without a deadline gets this one: nothing runs for ever. */
@@ -187,7 +187,8 @@ export class WorkerServer {
             return;
           }
           if (event.type === "image") unfinished.delete(event.imageIndex);
-          if (event.type === "progress") writer.writeNewest("progress", wireEvent(event));
+          if (event.type === "accepted") writer.write(wireAccepted(event, this.#publisher.nextSequence()));
+          else if (event.type === "progress") writer.writeNewest("progress", wireEvent(event));
           else writer.write(wireEvent(event));
         },
       });

@@ -45,6 +45,7 @@ export function describeWorker(
     backlogBulkMs: state?.backlogMs.bulk ?? 0,
     denoiseBusyRatio: state?.denoiseBusyRatio ?? 0,
     stepTimes: [...(state?.stepTimes ?? [])],
+    rowTimes: [...(state?.rowTimes ?? [])],
     requestsInFlight: state?.requestsInFlight ?? 0,
     requestsFree: draining ? 0 : (state?.requestsFree ?? 0),
     memoryUsedBytes: BigInt(Math.round(state?.memoryUsedBytes ?? 0)),
@@ -95,5 +96,14 @@ function describeModel({ bundle, limits }: Model, stepMs: number): ResidentModel
       sampler: wireSampler(manifest.defaultSampler),
     },
     stepMs,
+    ...(manifest.hiresFix && { twoPasses: twoPassesOf(manifest.hiresFix) }),
   });
+}
+
+function twoPassesOf({
+  abovePixels,
+  strength,
+  latentScaleMax = 0,
+}: NonNullable<Model["bundle"]["manifest"]["hiresFix"]>) {
+  return { abovePixels: BigInt(abovePixels), strength, scaleMax: latentScaleMax };
 }
