@@ -1,7 +1,6 @@
 import type { Clock, InvariantError, Random } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
-import { Balancer } from "./balancer.ts";
 import { LOCAL_CALLER } from "./caller.ts";
 import type { GatewayConfig } from "./config.ts";
 import { Dispatcher } from "./dispatch.ts";
@@ -12,6 +11,7 @@ import { Generations } from "./generations/generations.ts";
 import { withoutAdmission, withoutCache, withoutTenantLimits } from "./generations/without.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
+import { Balancer } from "./placement/balancer.ts";
 import { FleetPlacer } from "./placement/fleet-placer.ts";
 
 /** A whole gateway, not listening yet. */

@@ -1,5 +1,5 @@
 import { ServingError } from "@atelier/core";
-import { notReadyMessage } from "./balancer.ts";
+import { notReadyMessage } from "./fleet/not-ready.ts";
 import { type ModelPlace, type ModelView, PLACE_STATUSES, type WorkerView } from "./fleet/worker-view.ts";
 
 /** A model as the fleet offers it. */

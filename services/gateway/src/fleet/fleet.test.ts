@@ -38,12 +38,24 @@ describe("Fleet", () => {
   it("counts what was placed on a worker until it is released, once", () => {
     const { fleet } = startFleet(["a:1", "b:1"]);
     const counts = () => fleet.views().map(({ inFlight }) => inFlight);
-    const first = fleet.place("b:1");
-    fleet.place("b:1");
+    const first = fleet.place("b:1", WORK);
+    fleet.place("b:1", WORK);
     expect(counts()).toEqual([0, 2]);
     first.release();
     first.release();
     expect(counts()).toEqual([0, 1]);
+  });
+
+  it("counts placed work as the worker's until the worker does, and less what was placed of what it would take", () => {
+    const { fleet, streams } = startFleet(["a:1"]);
+    const told = (changes: MessageInitShape<typeof WorkerStateSchema>) => streams.get("a:1")?.message(state(changes));
+    told({ requestsFree: 3, backlogStandardMs: 50 });
+    const slot = fleet.place("a:1", WORK);
+    const seen = () => fleet.views().map(({ backlogMs, requestsFree }) => [backlogMs.standard, requestsFree])[0];
+    expect(seen()).toEqual([150, 2]);
+    slot.accepted({ sequence: 2n, backlogMs: { interactive: 0, standard: 148, bulk: 0 } });
+    told({ sequence: 3n, requestsFree: 2, backlogStandardMs: 140 });
+    expect(seen()).toEqual([140, 2]);
   });
 
   it.each<[string, MessageInitShape<typeof WorkerStateSchema>]>([
@@ -69,6 +81,8 @@ describe("Fleet", () => {
     expect(closed.slice(2)).toEqual(["b:1 stream", "b:1 channel", "c:1 stream", "c:1 channel"]);
   });
 });
+
+const WORK = { priority: "standard", ms: 100 } as const;
 
 /** A fleet over streams that the test writes to. */
 function startFleet(addresses: readonly string[]) {

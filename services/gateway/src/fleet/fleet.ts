@@ -1,8 +1,11 @@
 import { type Clock, invariant, type Random, type ServingError } from "@atelier/core";
 import type { WorkerState } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
+import type { PriorityClass } from "../caller.ts";
+import { NO_COSTS, StepCosts } from "./step-costs.ts";
 import type { WorkerClient } from "./worker-client.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
+import { type BacklogReport, type PlacedWork, WorkerLoad } from "./worker-load.ts";
 import { type ModelView, modelsFromState, type WorkerView } from "./worker-view.ts";
 import { WorkerWatch } from "./worker-watch.ts";
 
@@ -34,7 +37,8 @@ export class Fleet {
 
   /** The workers in the directory's order, as of now. */
   views(): readonly WorkerView[] {
-    return Array.from(this.#members.values(), viewOf);
+    const nowMs = this.#options.clock.nowMs();
+    return Array.from(this.#members.values(), (member) => viewOf(member, nowMs));
   }
 
   /** Calls `listener` after any change of any view but its in-flight count. The result ends that. */
@@ -43,17 +47,20 @@ export class Fleet {
     return () => this.#listeners.delete(listener);
   }
 
-  /** Counts a request against the worker at `address` until the placement is released. */
-  place(address: string): Placement {
+  /** Counts a request's work against the worker at `address`, until a report of the worker has it in or it is released. */
+  place(address: string, work: { readonly priority: PriorityClass; readonly ms: number }): WorkerSlot {
     const member = this.#members.get(address);
     invariant(member !== undefined, `${address} was picked from this fleet's views`);
+    const placed = member.load.place(work, this.#options.clock);
     member.inFlight += 1;
     let released = false;
     return {
       client: member.client,
+      accepted: placed.accepted,
       release: () => {
         if (released) return;
         released = true;
+        placed.release();
         member.inFlight -= 1;
       },
     };
@@ -90,6 +97,8 @@ export class Fleet {
       watch,
       state: undefined,
       models: new Map(),
+      costs: NO_COSTS,
+      load: new WorkerLoad(),
       lostReason: NOT_REACHED,
       inFlight: 0,
     };
@@ -106,13 +115,16 @@ export class Fleet {
   }
 
   #heard(member: Member, state: WorkerState): void {
-    const wasReady = viewOf(member).ready;
+    const nowMs = this.#options.clock.nowMs();
+    const wasReady = viewOf(member, nowMs).ready;
     const models = modelsFromState(state);
     // One that restarts speaks before it has loaded anything; its models are still on their way, not unknown.
     if (state.ready || models.size > 0) member.models = models;
+    member.costs = new StepCosts(state, models.values());
+    member.load.reported(reportOf(state), nowMs);
     member.state = state;
     member.lostReason = undefined;
-    const view = viewOf(member);
+    const view = viewOf(member, nowMs);
     if (view.ready !== wasReady) {
       this.#options.log.info(
         { worker: view.id, address: view.address, reason: view.notReadyReason },
@@ -130,6 +142,7 @@ export class Fleet {
       "worker lost",
     );
     member.state = undefined;
+    member.load.lost();
     member.lostReason = reason.detail;
     this.#changed();
   }
@@ -139,10 +152,8 @@ export class Fleet {
   }
 }
 
-export interface Placement {
+export interface WorkerSlot extends PlacedWork {
   readonly client: WorkerClient;
-  /** Takes the request off the worker's count; more than once is once. */
-  release(): void;
 }
 
 interface Member {
@@ -152,13 +163,22 @@ interface Member {
   /** Undefined while the worker is not heard from. */
   state: WorkerState | undefined;
   models: ReadonlyMap<string, ModelView>;
+  costs: StepCosts;
+  readonly load: WorkerLoad;
   lostReason: string | undefined;
   inFlight: number;
 }
 
+function reportOf({ sequence, backlogInteractiveMs, backlogStandardMs, backlogBulkMs }: WorkerState): BacklogReport {
+  return {
+    sequence,
+    backlogMs: { interactive: backlogInteractiveMs, standard: backlogStandardMs, bulk: backlogBulkMs },
+  };
+}
+
 const NOT_REACHED = "not reached yet";
 
-function viewOf({ address, state, models, lostReason, inFlight }: Member): WorkerView {
+function viewOf({ address, state, models, costs, load, lostReason, inFlight }: Member, nowMs: number): WorkerView {
   const notReadyReason = lostReason ?? (state?.draining ? "draining" : state?.ready ? undefined : "warming up");
   return {
     address,
@@ -168,5 +188,8 @@ function viewOf({ address, state, models, lostReason, inFlight }: Member): Worke
     notReadyReason,
     models,
     inFlight,
+    backlogMs: load.backlogMs(nowMs),
+    requestsFree: Math.max(0, (state?.requestsFree ?? 0) - load.uncounted),
+    costs,
   };
 }

@@ -1,6 +1,8 @@
 import { ServingError } from "@atelier/core";
 import { ModelStatus, type ResidentModel, type ModelPlace as WirePlace, type WorkerState } from "@atelier/proto";
 import { type SamplerName, samplerFromWire } from "../samplers.ts";
+import type { StepCosts } from "./step-costs.ts";
+import type { BacklogMs } from "./worker-load.ts";
 
 /** What the gateway last heard from a worker, and what it placed there itself. Up to one report old, so never exact. */
 export interface WorkerView {
@@ -16,6 +18,11 @@ export interface WorkerView {
   readonly models: ReadonlyMap<string, ModelView>;
   /** Requests that this gateway has placed there and that are not finished. */
   readonly inFlight: number;
+  /** What it has to do, as of now: its last report less the time since, and what was placed there since. */
+  readonly backlogMs: BacklogMs;
+  /** Requests that it would take before it refuses. */
+  readonly requestsFree: number;
+  readonly costs: StepCosts;
 }
 
 /** Where a worker has a model, from the best to the worst place for a request of it. */
@@ -26,6 +33,8 @@ export interface ModelPlace {
   /** Of a load, 0..1; 1 where it is resident. */
   readonly progress: number;
   readonly weightsBytes: number;
+  /** How long a whole load takes. */
+  readonly loadMs: number;
 }
 
 export interface ModelView {
@@ -54,6 +63,19 @@ export interface ModelView {
     readonly guidanceScale: number;
     readonly sampler: SamplerName;
   };
+  /** Milliseconds of one step of one image at the native size; 0 where the worker has not learned it. */
+  readonly stepMs: number;
+  /** How larger pictures are made; undefined: in one pass as well. */
+  readonly twoPasses: TwoPassRule | undefined;
+}
+
+/** A picture of more pixels is made at about the native pixel count first, and then refined at its own size. */
+export interface TwoPassRule {
+  readonly abovePixels: number;
+  /** Share of the steps that the second pass makes over again. */
+  readonly strength: number;
+  /** The second pass's size over the first's, per side, at most; 0 is no limit. */
+  readonly scaleMax: number;
 }
 
 /**
@@ -68,11 +90,11 @@ export function modelsFromState(state: WorkerState): ReadonlyMap<string, ModelVi
 }
 
 /** Of a worker that does not say: all that it serves is in memory. */
-const RESIDENT: ModelPlace = { status: "resident", progress: 1, weightsBytes: 0 };
+const RESIDENT: ModelPlace = { status: "resident", progress: 1, weightsBytes: 0, loadMs: 0 };
 
-function placeFromWire({ status, progress, weightsBytes }: WirePlace): ModelPlace {
+function placeFromWire({ status, progress, weightsBytes, loadMs }: WirePlace): ModelPlace {
   const named = status === ModelStatus.RESIDENT ? "resident" : status === ModelStatus.LOADING ? "loading" : "on_disk";
-  return { status: named, progress, weightsBytes: Number(weightsBytes) };
+  return { status: named, progress, weightsBytes: Number(weightsBytes), loadMs };
 }
 
 function modelFromWire(model: ResidentModel, place: ModelPlace): ModelView {
@@ -105,5 +127,7 @@ function modelFromWire(model: ResidentModel, place: ModelPlace): ModelView {
       guidanceScale: defaults.guidanceScale,
       sampler,
     },
+    stepMs: model.stepMs,
+    twoPasses: model.twoPasses && { ...model.twoPasses, abovePixels: Number(model.twoPasses.abovePixels) },
   };
 }

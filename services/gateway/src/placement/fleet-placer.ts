@@ -1,30 +1,31 @@
-import type { Balancer } from "../balancer.ts";
 import type { Fleet } from "../fleet/fleet.ts";
+import type { ServiceOrder } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
+import type { Balancer } from "./balancer.ts";
 import type { PlaceLimits, Placement, Placer, Prediction } from "./placer.ts";
 
 /** Places each request at once, where the balancer says. */
 export class FleetPlacer implements Placer {
-  readonly #fleet: Fleet;
+  readonly #fleet: Pick<Fleet, "views" | "place">;
   readonly #balancer: Balancer;
 
-  constructor(fleet: Fleet, balancer: Balancer) {
+  constructor(fleet: Pick<Fleet, "views" | "place">, balancer: Balancer) {
     this.#fleet = fleet;
     this.#balancer = balancer;
   }
 
-  predict(image: ImageRequest): Prediction {
-    this.#balancer.pick(image, this.#fleet.views());
-    return { waitMs: 0, workMs: 0 };
+  predict(image: ImageRequest, order: ServiceOrder): Prediction {
+    return this.#balancer.pick(image, order, this.#fleet.views()).predicted;
   }
 
-  async place(image: ImageRequest, { deadline, signal, avoid }: PlaceLimits): Promise<Placement> {
+  async place(image: ImageRequest, { order, deadline, signal, avoid }: PlaceLimits): Promise<Placement> {
     signal.throwIfAborted();
     deadline.check("placing the request on a worker");
     const views = this.#fleet.views();
-    const fresh = views.filter((view) => !avoid.has(view.address));
-    const worker = this.#balancer.pick(image, fresh.some((view) => view.ready) ? fresh : views);
-    const { client, release } = this.#fleet.place(worker.address);
-    return { worker, client, predicted: { waitMs: 0, workMs: 0 }, accepted: () => {}, release };
+    const others = views.filter(({ address, models }) => !avoid.has(address) && models.has(image.model));
+    const eligible = others.some((view) => view.ready) ? others : views;
+    const { worker, predicted } = this.#balancer.pick(image, order, eligible);
+    const slot = this.#fleet.place(worker.address, { priority: order.priority, ms: predicted.workMs });
+    return { worker, predicted, client: slot.client, accepted: slot.accepted, release: () => slot.release() };
   }
 }

@@ -9,8 +9,10 @@ import type { ImageRequest } from "../image-request.ts";
 export interface Prediction {
   /** Milliseconds until its first step, waiting for other work and for its model included. */
   readonly waitMs: number;
-  /** Milliseconds of device time that the request itself takes. */
+  /** Milliseconds of device time that the request itself takes, among others. */
   readonly workMs: number;
+  /** Milliseconds from now to its last step. */
+  readonly finishMs: number;
 }
 
 export interface PlaceLimits {

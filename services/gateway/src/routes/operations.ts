@@ -2,8 +2,8 @@ import { ServingError } from "@atelier/core";
 import type { Registry } from "@atelier/telemetry";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { notReadyMessage } from "../balancer.ts";
 import type { Fleet } from "../fleet/fleet.ts";
+import { notReadyMessage } from "../fleet/not-ready.ts";
 import { errorResponses, sentAsBytes } from "../http/openapi.ts";
 import type { InFlight } from "../in-flight.ts";
 

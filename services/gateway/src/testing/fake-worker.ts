@@ -64,7 +64,15 @@ export class FakeWorker {
   #sequence = 0n;
 
   private constructor(state: StateInit) {
-    this.#state = { workerId: "w1", ready: true, device: "fake", simulated: true, models: [fakeModel()], ...state };
+    this.#state = {
+      workerId: "w1",
+      ready: true,
+      device: "fake",
+      simulated: true,
+      models: [fakeModel()],
+      requestsFree: 64,
+      ...state,
+    };
   }
 
   static async start(state: StateInit = {}): Promise<FakeWorker> {

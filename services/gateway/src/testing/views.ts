@@ -1,4 +1,6 @@
+import { NO_COSTS } from "../fleet/step-costs.ts";
 import type { ModelView, WorkerView } from "../fleet/worker-view.ts";
+import type { ImageRequest } from "../image-request.ts";
 
 /** A ready, idle worker that holds the model "m", but for `changes`. */
 export function workerView(
@@ -16,6 +18,9 @@ export function workerView(
     draining: false,
     notReadyReason: undefined,
     inFlight: 0,
+    backlogMs: { interactive: 0, standard: 0, bulk: 0 },
+    requestsFree: 64,
+    costs: NO_COSTS,
     ...changes,
     models: new Map(views.map((model) => [model.id, model])),
   };
@@ -28,7 +33,7 @@ export function modelView(
 ): ModelView {
   return {
     id,
-    place: { status, progress: status === "resident" ? 1 : 0, weightsBytes: 1000 },
+    place: { status, progress: status === "resident" ? 1 : 0, weightsBytes: 1000, loadMs: 1000 },
     name: id,
     digest: "sha256:00",
     family: "sd-tiny",
@@ -51,5 +56,28 @@ export function modelView(
       guidanceScale: 2.5,
       sampler: "dpmpp_2m",
     },
+    stepMs: 10,
+    twoPasses: undefined,
+  };
+}
+
+/** A request for one 256x256 picture of 20 steps from the model "m", but for `changes`. */
+export function imageRequest(changes: Partial<ImageRequest> = {}): ImageRequest {
+  return {
+    id: "r1",
+    model: "m",
+    prompt: "a red mug",
+    negativePrompt: "",
+    width: 256,
+    height: 256,
+    steps: 20,
+    guidanceScale: 2.5,
+    sampler: "dpmpp_2m",
+    seed: 1,
+    numImages: 1,
+    format: "png",
+    quality: undefined,
+    adapters: [],
+    ...changes,
   };
 }

@@ -1,0 +1,101 @@
+import { type Random, ServingError } from "@atelier/core";
+import { PRIORITY_CLASSES } from "../caller.ts";
+import { notReadyMessage } from "../fleet/not-ready.ts";
+import type { BacklogMs } from "../fleet/worker-load.ts";
+import type { ModelView, WorkerView } from "../fleet/worker-view.ts";
+import type { ServiceOrder } from "../generations/ports.ts";
+import type { ImageRequest } from "../image-request.ts";
+import { denoiseWork } from "./denoise-work.ts";
+import type { Prediction } from "./placer.ts";
+
+/** A worker and what it would come to there. */
+export interface Choice {
+  readonly worker: WorkerView;
+  readonly predicted: Prediction;
+}
+
+/** Finishing within so many milliseconds of each other is finishing at the same time. */
+const TIE_MS = 1;
+/** A row of the native size on a worker of which nothing is known, nor of its like: it is tried, and then known. */
+const UNKNOWN_ROW_MS = 25;
+
+/**
+ * Chooses the worker that will finish a request first, by prediction: what it has to do that is as urgent or more, the
+ * load of the model where it is not in memory, and then the request itself.
+ *
+ * Looks at all workers rather than at a few that are drawn: what is known of them is at most 50 ms old and has the
+ * gateway's own placements in it. docs/decisions/0008-placement.md has the figures. Ties are drawn, or every gateway
+ * would start at the first name of the list.
+ */
+export class Balancer {
+  readonly #random: Random;
+
+  constructor(random: Random) {
+    this.#random = random;
+  }
+
+  /** @throws ServingError NO_WORKER naming what is missing. */
+  pick(image: ImageRequest, order: Pick<ServiceOrder, "priority">, fleet: readonly WorkerView[]): Choice {
+    const choices = this.choices(image, order, fleet);
+    const firstMs = Math.min(...choices.map(({ predicted }) => predicted.finishMs));
+    const tied = choices.filter(({ predicted }) => predicted.finishMs <= firstMs + TIE_MS);
+    return tied[Math.floor(this.#random.next() * tied.length)]!;
+  }
+
+  /** What it would come to on each worker that could take it. @throws ServingError NO_WORKER naming what is missing. */
+  choices(
+    image: ImageRequest,
+    order: Pick<ServiceOrder, "priority">,
+    fleet: readonly WorkerView[],
+  ): readonly [Choice, ...Choice[]] {
+    const ready = fleet.filter((worker) => worker.ready && !worker.draining);
+    if (ready.length === 0) throw new ServingError("NO_WORKER", notReadyMessage(fleet));
+    const holding = ready.flatMap((worker) => {
+      const model = worker.models.get(image.model);
+      return model === undefined ? [] : [{ worker, model, ...timesOf(image, worker, model) }];
+    });
+    const guessMs = guessOf(holding, image);
+    const choices = holding.map(({ worker, model, deviceMs = guessMs, aloneMs = guessMs }) => {
+      const loadMs = loadLeftMs(model);
+      const waitMs = loadMs + backlogBefore(worker.backlogMs, order);
+      // Among others it costs its share of the batches; on an idle worker it cannot be faster than alone.
+      const finishMs = Math.max(waitMs + deviceMs, loadMs + aloneMs);
+      return { worker, predicted: { waitMs, workMs: deviceMs, finishMs } };
+    });
+    const [first, ...rest] = choices;
+    if (first !== undefined) return [first, ...rest];
+    throw new ServingError("NO_WORKER", `none of the ${ready.length} ready workers holds the model "${image.model}"`);
+  }
+}
+
+/** Work that is as urgent as the request or more: the less urgent gives way to it at the next step. */
+function backlogBefore(backlogMs: BacklogMs, { priority }: Pick<ServiceOrder, "priority">): number {
+  let ms = 0;
+  for (const each of PRIORITY_CLASSES) {
+    ms += backlogMs[each];
+    if (each === priority) break;
+  }
+  return ms;
+}
+
+function loadLeftMs({ place }: ModelView): number {
+  if (place.status === "resident") return 0;
+  return place.loadMs * (1 - (place.status === "loading" ? place.progress : 0));
+}
+
+function timesOf(image: ImageRequest, worker: WorkerView, model: ModelView) {
+  const work = denoiseWork(image, model);
+  return { deviceMs: worker.costs.deviceMs(work), aloneMs: worker.costs.aloneMs(work) };
+}
+
+/** Where a worker has not run the model yet: what the others take on average, or else a round figure. */
+function guessOf(holding: readonly { model: ModelView; deviceMs: number | undefined }[], image: ImageRequest): number {
+  const known = holding.flatMap(({ deviceMs }) => (deviceMs === undefined ? [] : [deviceMs]));
+  if (known.length > 0) return known.reduce((sum, ms) => sum + ms, 0) / known.length;
+  const model = holding[0]?.model;
+  if (model === undefined) return 0;
+  const { nativeWidth, nativeHeight } = model.defaults;
+  const { rows, images, passes } = denoiseWork(image, model);
+  const nativeArea = (nativeWidth * nativeHeight) / 64;
+  return passes.reduce((sum, { area, steps }) => sum + (steps * rows * images * UNKNOWN_ROW_MS * area) / nativeArea, 0);
+}
