@@ -6,6 +6,7 @@ import type { GeneratedPicture, Generation, ImageRequest } from "./image-request
 import type { Placement, Placer } from "./placement/placer.ts";
 import {
   backlogFromWire,
+  passingFromWire,
   pictureFromWire,
   previewFromWire,
   progressFromWire,
@@ -37,11 +38,14 @@ export class Dispatcher {
   }
 }
 
+/** Steps between two sights of a passing picture. */
+const CHECKPOINT_EVERY = 5;
+
 function attempt(request: ImageRequest, placement: Placement, limits: MakeLimits): Promise<Generation> {
   const { signal, deadline, order } = limits;
   const { worker, client } = placement;
   return new Promise((resolve, reject) => {
-    const answer = new AnswerInProgress(request, placement, limits.onEvent);
+    const answer = new AnswerInProgress(request, placement, limits);
     const settle = (finish: () => void) => {
       signal.removeEventListener("abort", abort);
       try {
@@ -51,7 +55,11 @@ function attempt(request: ImageRequest, placement: Placement, limits: MakeLimits
       }
     };
     const cancel = client.generate(
-      requestToWire(request, { callId: newId(request.id), order }),
+      requestToWire(request, {
+        callId: newId(request.id),
+        order,
+        checkpointEvery: limits.onCheckpoint === undefined ? 0 : CHECKPOINT_EVERY,
+      }),
       { deadlineAtMs: deadline.atMs },
       {
         message: (message) => answer.take(message),
@@ -77,14 +85,16 @@ class AnswerInProgress {
   readonly #request: ImageRequest;
   readonly #placement: Placement;
   readonly #onEvent: MakeLimits["onEvent"];
+  readonly #onCheckpoint: MakeLimits["onCheckpoint"];
   readonly #pictures: (GeneratedPicture | undefined)[];
   #stepsTotal = 0;
   #completed: Extract<GenerateResponse["event"], { case: "completed" }>["value"] | undefined;
 
-  constructor(request: ImageRequest, placement: Placement, onEvent: MakeLimits["onEvent"]) {
+  constructor(request: ImageRequest, placement: Placement, { onEvent, onCheckpoint }: MakeLimits) {
     this.#request = request;
     this.#placement = placement;
     this.#onEvent = onEvent;
+    this.#onCheckpoint = onCheckpoint;
     this.#pictures = Array.from({ length: request.numImages });
   }
 
@@ -94,6 +104,9 @@ class AnswerInProgress {
 
   take({ event }: GenerateResponse): void {
     if (event.case === "image") this.#pictures[event.value.imageIndex] = pictureFromWire(event.value);
+    if (event.case === "checkpoint" && event.value.state !== undefined) {
+      this.#onCheckpoint?.(passingFromWire(event.value.state, event.value.state.imageIndex));
+    }
     if (event.case === "completed") this.#completed = event.value;
     if (event.case === "accepted") {
       this.#stepsTotal = event.value.stepsTotal;

@@ -1,6 +1,7 @@
 import { ServingError } from "@atelier/core";
 import {
   type Accepted,
+  type DenoiseState,
   type GeneratedImage,
   type GenerateRequestSchema,
   ImageFormat,
@@ -12,7 +13,7 @@ import {
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { PriorityClass as PriorityClassName } from "./caller.ts";
 import type { BacklogReport } from "./fleet/worker-load.ts";
-import type { ServiceOrder } from "./generations/ports.ts";
+import type { PassingLatent, ServiceOrder } from "./generations/ports.ts";
 import type {
   GeneratedPicture,
   GenerationReceipt,
@@ -28,7 +29,7 @@ import { samplerFromWire, samplerToWire } from "./samplers.ts";
 /** The request as a worker takes it. `callId` must be unique among the calls in flight, which a caller's own id is not. */
 export function requestToWire(
   request: ImageRequest,
-  { callId, order }: { callId: string; order: ServiceOrder },
+  { callId, order, checkpointEvery }: { callId: string; order: ServiceOrder; checkpointEvery: number },
 ): MessageInitShape<typeof GenerateRequestSchema> {
   return {
     requestId: callId,
@@ -48,6 +49,7 @@ export function requestToWire(
     format: FORMATS[request.format],
     quality: request.quality ?? 0,
     initImage: request.initPicture?.bytes ?? new Uint8Array(),
+    checkpointEverySteps: checkpointEvery,
     previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant },
   };
@@ -83,6 +85,13 @@ export function progressFromWire(progress: Progress, stepsTotal: number): StageP
 export function previewFromWire(progress: Progress, stepsTotal: number): Preview | undefined {
   const { imageIndex, stepsDone, preview } = progress;
   return preview.length === 0 ? undefined : { imageIndex, stepsDone, stepsTotal, data: preview };
+}
+
+/** `imageIndex` is the picture's number in the caller's request. */
+export function passingFromWire(state: DenoiseState, imageIndex: number): PassingLatent {
+  const { modelDigest, phase, stepIndex, latent, shape } = state;
+  const { channels, height, width } = shape ?? { channels: 0, height: 0, width: 0 };
+  return { imageIndex, modelDigest, phase, stepIndex, channels, height, width, latent };
 }
 
 /** @throws ServingError INTERNAL when the receipt is incomplete: it would not be enough to make the picture again. */

@@ -42,6 +42,26 @@ export interface MakeLimits {
   /** Aborted with a ServingError when nobody wants the answer any more. */
   readonly signal: AbortSignal;
   readonly onEvent?: ((event: GenerationEvent) => void) | undefined;
+  /** Sees where each picture stands after some of its steps. Must not throw, nor keep what it does not want long. */
+  readonly onCheckpoint?: ((passing: PassingLatent) => void) | undefined;
+}
+
+/** A picture on its way, between two steps. */
+export interface PassingLatent {
+  /** Which of the request's pictures. */
+  readonly imageIndex: number;
+  /** Of the bundle that makes it. */
+  readonly modelDigest: string;
+  /** 0 at native size; 1 where a larger picture is refined. */
+  readonly phase: number;
+  /** The next step to run, of the phase's plan. */
+  readonly stepIndex: number;
+  readonly channels: number;
+  /** Of the latent: pixels / 8. */
+  readonly height: number;
+  readonly width: number;
+  /** float32, [channels, height, width] row-major, little-endian. */
+  readonly latent: Uint8Array;
 }
 
 export type Make = (image: ImageRequest, limits: MakeLimits) => Promise<Generation>;
