@@ -342,7 +342,7 @@ describe("a worker that is asked to stop", () => {
     const { worker, client } = await readyWorker();
     const running = client.generate({ steps: 10 });
     await running.first("accepted");
-    expect(await client.drain(30_000)).toMatchObject({ finished: 1, handedBack: [] });
+    expect(await client.drain(30_000)).toMatchObject({ finished: 1, imagesHandedBack: 0 });
     await running.ended;
     worker.process.kill("SIGTERM");
     expect((await worker.exited).code).toBe(0);

@@ -1,6 +1,5 @@
 import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import {
-  type DenoiseState,
   type DrainRequest,
   type DrainResponse,
   DrainResponseSchema,
@@ -68,7 +67,7 @@ export class WorkerServer {
   #pipeline: Pipeline | undefined;
   #warm = false;
   #draining = false;
-  readonly #handedBack: DenoiseState[] = [];
+  #imagesHandedBack = 0;
   #finished = 0; // requests that ended well
   #port = 0;
 
@@ -134,11 +133,7 @@ export class WorkerServer {
    * Stops admitting, waits up to `timeoutMs` for what is in flight, and hands back what is left: its callers hear where
    * each image stands, and then DRAINING. Another worker goes on from there.
    */
-  async drain({
-    timeoutMs,
-  }: {
-    timeoutMs: number;
-  }): Promise<{ finished: number; handedBack: readonly DenoiseState[] }> {
+  async drain({ timeoutMs }: { timeoutMs: number }): Promise<{ finished: number; imagesHandedBack: number }> {
     this.#draining = true;
     this.#setHealth("NOT_SERVING");
     this.#publisher.changed();
@@ -153,7 +148,7 @@ export class WorkerServer {
       await pipeline.idle();
       giveUp();
     }
-    return { finished: this.#finished - before, handedBack: [...this.#handedBack] };
+    return { finished: this.#finished - before, imagesHandedBack: this.#imagesHandedBack };
   }
 
   /** Ends every stream and lets the port go. */
@@ -171,7 +166,7 @@ export class WorkerServer {
     const deadline = this.#deadlineOf(call);
     call.on("cancelled", () => gone.abort(callEnded(deadline)));
     const writer = new EventWriter<GenerateResponse>(call);
-    const unfinished = new Map<number, DenoiseState>(); // by image, the newest checkpoint
+    const unfinished = new Set<number>(); // images that have a checkpoint and no file yet
     let outcome = "ok";
     try {
       const pipeline = this.#admitting();
@@ -182,7 +177,7 @@ export class WorkerServer {
         onEvent: (event) => {
           if (event.type === "checkpoint") {
             const state = wireState(event, { parameters: call.request.parameters!, device: identity.device });
-            unfinished.set(event.imageIndex, state);
+            unfinished.add(event.imageIndex);
             writer.writeNewest(`checkpoint ${event.imageIndex}`, wireCheckpoint(state));
             return;
           }
@@ -201,7 +196,7 @@ export class WorkerServer {
       outcome = code;
       if (code === "DRAINING") {
         writer.flush(); // where the images stand is what the caller goes on from
-        this.#handedBack.push(...unfinished.values());
+        this.#imagesHandedBack += unfinished.size;
       }
       if (code === "INTERNAL") logger.error({ err: error, requestId: call.request.requestId }, "a request failed");
       call.emit("error", statusOf(error));
@@ -228,8 +223,7 @@ export class WorkerServer {
     reply: sendUnaryData<DrainResponse>,
   ): Promise<void> {
     this.#options.logger.info({ graceMs: call.request.graceMs }, "asked to drain");
-    const { finished, handedBack } = await this.drain({ timeoutMs: call.request.graceMs });
-    reply(null, create(DrainResponseSchema, { finished, handedBack: [...handedBack] }));
+    reply(null, create(DrainResponseSchema, await this.drain({ timeoutMs: call.request.graceMs })));
   }
 
   async #loadModel(call: ServerWritableStream<LoadModelRequest, LoadModelResponse>): Promise<void> {
