@@ -24,7 +24,9 @@ import { REQUEST_ID_HEADER, requestIdOf } from "./http/request-id.ts";
 import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import type { GenerationRouteOptions } from "./routes/answer-generation.ts";
 import { generateRoute } from "./routes/generate.ts";
+import { generationsRoute } from "./routes/generations.ts";
 import { modelsRoute } from "./routes/models.ts";
 import { operationsRoutes } from "./routes/operations.ts";
 
@@ -85,10 +87,12 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
 
   await collectOpenApi(app);
   openApiRoute(app);
-  generateRoute(app, {
+  const generationRoutes: GenerationRouteOptions = {
     ...options,
     noteFailure: (thrown, request, reply) => noteFailure(thrown, request, reply, options),
-  });
+  };
+  generateRoute(app, generationRoutes);
+  generationsRoute(app, generationRoutes);
   modelsRoute(app, options);
   operationsRoutes(app, { ...options, registry: options.metrics.registry });
   return app;

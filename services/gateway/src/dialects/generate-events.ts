@@ -1,7 +1,8 @@
 import { z } from "zod";
+import { asBuffer } from "../as-buffer.ts";
 import { errorBody } from "../http/error-reply.ts";
 import { type GenerationEvent, type Preview, STAGE_NAMES, type StageProgress } from "../image-request.ts";
-import { asBuffer, generateReply } from "./generate.ts";
+import { generateReply } from "./generate.ts";
 
 const acceptedData = z
   .object({
@@ -11,6 +12,11 @@ const acceptedData = z
     steps_total: z.int().describe("Over all pictures and both phases: what steps_done counts up to."),
   })
   .meta({ id: "AcceptedEvent", description: "A worker has taken the request. First, once." });
+
+const queuedData = z.object({ request_id: z.string() }).meta({
+  id: "QueuedEvent",
+  description: "No worker has taken the request yet. First where it comes, once.",
+});
 
 const progressData = z
   .object({
@@ -38,18 +44,28 @@ const previewData = z
 
 type Accepted = Extract<GenerationEvent, { type: "accepted" }>;
 
+export type QueuedData = z.infer<typeof queuedData>;
 export type AcceptedData = z.infer<typeof acceptedData>;
 export type ProgressData = z.infer<typeof progressData>;
 export type PreviewData = z.infer<typeof previewData>;
 
+/** The events that every dialect with our own names has on the way. */
+export const wayEvents = [
+  z.object({ event: z.literal("accepted"), data: acceptedData }),
+  z.object({ event: z.literal("progress"), data: progressData }),
+  z.object({ event: z.literal("preview"), data: previewData }),
+] as const;
+
+export const errorEvent = z.object({ event: z.literal("error"), data: errorBody });
+
+export const queuedEvent = z.object({ event: z.literal("queued"), data: queuedData });
+
 /** One event of the stream: its name, and its data parsed. */
 export const generateEvent = z
   .discriminatedUnion("event", [
-    z.object({ event: z.literal("accepted"), data: acceptedData }),
-    z.object({ event: z.literal("progress"), data: progressData }),
-    z.object({ event: z.literal("preview"), data: previewData }),
+    ...wayEvents,
     z.object({ event: z.literal("completed"), data: generateReply }),
-    z.object({ event: z.literal("error"), data: errorBody }),
+    errorEvent,
   ])
   .meta({
     id: "GenerateEvent",
@@ -57,6 +73,10 @@ export const generateEvent = z
       "Each event of the stream has a name (`event:`) and JSON on one line (`data:`). In order: accepted, any number of progress and preview, " +
       "then completed (the JSON answer) or error (the error body). Lines that begin with a colon keep the connection alive.",
   });
+
+export function queuedToJson(id: string): QueuedData {
+  return { request_id: id };
+}
 
 export function acceptedToJson(id: string, { seed, model, stepsTotal }: Accepted): AcceptedData {
   return { request_id: id, seed, model, steps_total: stepsTotal };

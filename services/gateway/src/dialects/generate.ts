@@ -1,12 +1,9 @@
 import { z } from "zod";
-import { CACHE_OUTCOMES, type CacheOutcome, type Served } from "../generations/ports.ts";
-import {
-  type GenerationReceipt,
-  IMAGE_FORMATS,
-  type ImageFormatName,
-  type ImageRequestDraft,
-} from "../image-request.ts";
+import { asBuffer } from "../as-buffer.ts";
+import type { Served } from "../generations/ports.ts";
+import { IMAGE_FORMATS, type ImageFormatName, type ImageRequestDraft } from "../image-request.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
+import { receipt, receiptToJson } from "./receipt.ts";
 
 const DIMENSION = "Pixels. The model's own limits and multiple are at /v1/models.";
 
@@ -62,59 +59,6 @@ export const generateBody = z
 
 export type GenerateBody = z.infer<typeof generateBody>;
 
-const milliseconds = z.number().describe("Milliseconds, waiting included.");
-
-const receipt = z
-  .object({
-    model: z.string(),
-    model_digest: z.string(),
-    worker_id: z.string(),
-    device: z.string(),
-    simulated: z.boolean().describe("True when no model ran and the picture is a stand-in."),
-    cache: z
-      .enum(CACHE_OUTCOMES)
-      .describe(
-        "hit: made before; shared: made at this moment for another request; approximate: begun from a similar prompt's latent; miss: made anew; bypass: made anew, and no cache was asked.",
-      ),
-    prompt: z.string(),
-    negative_prompt: z.string(),
-    width: z.int(),
-    height: z.int(),
-    steps: z.int(),
-    guidance_scale: z.number(),
-    sampler: z.enum(SAMPLER_NAMES),
-    karras_sigmas: z.boolean(),
-    seed: z.int(),
-    num_images: z.int(),
-    strength: z.number().optional().describe("Present when the pictures started from another."),
-    init_image_digest: z.string().optional().describe("SHA-256 of the file that they started from."),
-    prompt_chunks: z.int().describe("Chunks of 77 tokens that the prompts took."),
-    hires_fix: z
-      .object({ native_width: z.int(), native_height: z.int(), strength: z.number(), upscale: z.string() })
-      .optional()
-      .describe("Present when the picture was made at the model's native size, upscaled and refined."),
-    tiled_decode: z
-      .boolean()
-      .optional()
-      .describe("True when the picture was decoded in overlapping tiles, which may differ a little in tone."),
-    embeddings_cached: z
-      .boolean()
-      .describe("True when the prompts were embedded before and the text encoder did not run."),
-    preemptions: z.int().describe("How often the pictures gave way to more urgent work, together."),
-    batch_difference: z
-      .number()
-      .describe(
-        "By how much a prediction of the U-Net may depend on what shares its batch, as measured; 0: not at all.",
-      ),
-    times: z.object({
-      queue_ms: milliseconds,
-      text_encode_ms: milliseconds,
-      denoise_ms: milliseconds,
-      image_decode_ms: milliseconds,
-    }),
-  })
-  .meta({ id: "Receipt", description: "What it takes to make the same pixels again, and what it cost." });
-
 const base64 = z.string().meta({ contentEncoding: "base64" });
 
 /** The JSON answer of POST /generate. */
@@ -159,7 +103,8 @@ export function draftFromBody(
   };
 }
 
-export function replyFromServed({ request, generation, outcome }: Served): GenerateReply {
+export function replyFromServed(served: Served): GenerateReply {
+  const { request, generation } = served;
   const { pictures, receipt } = generation;
   const first = pictures[0]!;
   const images = pictures.map(({ data }) => asBuffer(data).toString("base64"));
@@ -172,54 +117,6 @@ export function replyFromServed({ request, generation, outcome }: Served): Gener
     height: first.height,
     seed: first.seed,
     model: receipt.model,
-    receipt: receiptToJson(receipt, outcome),
-  };
-}
-
-/** The same bytes as a Buffer, not copied. */
-export function asBuffer(data: Uint8Array): Buffer {
-  return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-}
-
-function receiptToJson(from: GenerationReceipt, cache: CacheOutcome): z.infer<typeof receipt> {
-  const { hiresFix, times } = from;
-  return {
-    model: from.model,
-    model_digest: from.modelDigest,
-    worker_id: from.workerId,
-    device: from.device,
-    simulated: from.simulated,
-    cache,
-    prompt: from.prompt,
-    negative_prompt: from.negativePrompt,
-    width: from.width,
-    height: from.height,
-    steps: from.steps,
-    guidance_scale: from.guidanceScale,
-    sampler: from.sampler,
-    karras_sigmas: from.karrasSigmas,
-    seed: from.seed,
-    num_images: from.numImages,
-    ...(from.strength !== undefined && { strength: from.strength }),
-    ...(from.initImageDigest !== undefined && { init_image_digest: from.initImageDigest }),
-    prompt_chunks: from.promptChunks,
-    ...(hiresFix && {
-      hires_fix: {
-        native_width: hiresFix.nativeWidth,
-        native_height: hiresFix.nativeHeight,
-        strength: hiresFix.strength,
-        upscale: hiresFix.upscale,
-      },
-    }),
-    ...(from.tiledDecode && { tiled_decode: true }),
-    embeddings_cached: from.embeddingsCached,
-    preemptions: from.preemptions,
-    batch_difference: from.batchDifference,
-    times: {
-      queue_ms: times.queueMs,
-      text_encode_ms: times.textEncodeMs,
-      denoise_ms: times.denoiseMs,
-      image_decode_ms: times.imageDecodeMs,
-    },
+    receipt: receiptToJson(served),
   };
 }

@@ -7,6 +7,8 @@ import type { CacheUse, GenerationContext, Served } from "../generations/ports.t
 export const SEED_HEADER = "x-atelier-seed";
 export const CACHE_HEADER = "x-atelier-cache";
 export const SIMULATED_HEADER = "x-atelier-simulated";
+/** Beside a picture's own bytes: the receipt as JSON in base64url. */
+export const RECEIPT_HEADER = "x-atelier-receipt";
 
 export interface EdgeOptions {
   readonly clock: Clock;
@@ -40,21 +42,29 @@ export function cacheUseOf(header: string | undefined): CacheUse {
 }
 
 /** What every answer with pictures says in its headers. */
-export function describeServed(reply: FastifyReply, { request, generation, outcome }: Served): FastifyReply {
-  const { receipt } = generation;
+export function describeServed(reply: FastifyReply, served: Served): FastifyReply {
+  const { request, generation, outcome } = served;
   reply.header(SEED_HEADER, String(request.seed)).header(CACHE_HEADER, outcome);
-  reply.header("server-timing", serverTiming(receipt.times));
-  if (receipt.simulated) reply.header(SIMULATED_HEADER, "true");
+  reply.header("server-timing", serverTiming(served, reply.elapsedTime));
+  if (generation.receipt.simulated) reply.header(SIMULATED_HEADER, "true");
   return reply;
 }
 
-/** Source: W3C Server Timing, section 4. Milliseconds; of a cached picture, those of its making. */
-function serverTiming(times: Served["generation"]["receipt"]["times"]): string {
-  const { queueMs, textEncodeMs, denoiseMs, imageDecodeMs } = times;
-  const entries = { queue: queueMs, text_encode: textEncodeMs, denoise: denoiseMs, image_decode: imageDecodeMs };
-  return Object.entries(entries)
-    .map(([name, ms]) => `${name};dur=${ms.toFixed(1)}`)
-    .join(", ");
+/**
+ * Milliseconds: the worker's stages (where this request ran none, as from the cache, they are left out), `gateway` for
+ * all that is not the worker's, `total` since the request came. Stages of several pictures overlap, so that their sum
+ * may exceed the total; the gateway's share is then 0.
+ *
+ * Source: W3C Server Timing, section 4.
+ */
+export function serverTiming({ generation, outcome }: Pick<Served, "generation" | "outcome">, totalMs: number): string {
+  const { queueMs, textEncodeMs, denoiseMs, imageDecodeMs } = generation.receipt.times;
+  const stages = { queue: queueMs, text_encode: textEncodeMs, denoise: denoiseMs, image_decode: imageDecodeMs };
+  const worker: Partial<typeof stages> = outcome === "hit" ? {} : stages;
+  const workerMs = Object.values(worker).reduce((sum, ms) => sum + ms, 0);
+  const entries = { ...worker, gateway: Math.max(0, totalMs - workerMs), total: totalMs };
+  const durations = Object.entries(entries).map(([name, ms]) => `${name};dur=${ms.toFixed(1)}`);
+  return [`cache;desc=${outcome}`, ...durations].join(", ");
 }
 
 function onCallerGone(reply: FastifyReply, run: () => void): void {

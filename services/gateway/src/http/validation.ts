@@ -20,39 +20,69 @@ interface Refused {
 
 function refusal({ issues }: z.ZodError, { schema, data, part }: Refused): ServingError {
   const issue = issues[0]!;
-  const name = issue.path[0];
-  const fields = schema instanceof z.ZodObject ? schema.shape : {};
+  const at = locate(issue.path, { schema, data });
   if (issue.code === "unrecognized_keys") {
     const unknown = issue.keys[0]!;
-    const message = `unknown field ${showValue(unknown)}; the fields are ${Object.keys(fields).join(", ")}`;
-    return new ServingError("INVALID_REQUEST", message, { field: cut(unknown) });
+    const place = at.name === "" ? "" : ` in ${at.name}`;
+    const message = `unknown field ${showValue(unknown)}${place}; the fields are ${Object.keys(shapeOf(at.schema)).join(", ")}`;
+    return new ServingError("INVALID_REQUEST", message, { field: at.name === "" ? cut(unknown) : at.name });
   }
-  if (name === undefined) {
+  if (at.name === "") {
     return new ServingError("INVALID_REQUEST", `the ${part} is ${showValue(data)}; it must be a JSON object`);
   }
-  const field = String(name);
-  const value = (data as Record<string, unknown>)[field];
-  const allowed = fields[field] instanceof z.ZodType ? allowedText(fields[field]) : issue.message;
+  const allowed = at.schema === undefined ? issue.message : allowedText(at.schema);
   const message =
-    value === undefined
-      ? `${field} is missing; it must be ${allowed}`
-      : `${field} is ${showValue(value)}; it must be ${allowed}`;
-  return new ServingError("INVALID_REQUEST", message, { field });
+    at.data === undefined
+      ? `${at.name} is missing; it must be ${allowed}`
+      : `${at.name} is ${showValue(at.data)}; it must be ${allowed}`;
+  return new ServingError("INVALID_REQUEST", message, { field: at.name });
+}
+
+interface Located {
+  /** As a caller would write it: loras[0].weight. */
+  readonly name: string;
+  /** Undefined where the schema does not say. */
+  readonly schema: z.ZodType | undefined;
+  readonly data: unknown;
+}
+
+/** The field at the end of `path`. */
+function locate(path: readonly PropertyKey[], { schema, data }: Pick<Refused, "schema" | "data">): Located {
+  let at: Located = { name: "", schema, data };
+  for (const key of path) {
+    const step = typeof key === "number" ? `[${key}]` : at.name === "" ? String(key) : `.${String(key)}`;
+    const bare = at.schema && bareSchema(at.schema);
+    const inside = bare instanceof z.ZodArray ? (bare.element as z.ZodType) : shapeOf(bare)[String(key)];
+    at = { name: at.name + step, schema: inside, data: (at.data as Record<PropertyKey, unknown> | undefined)?.[key] };
+  }
+  return at;
+}
+
+function shapeOf(schema: z.ZodType | undefined): Readonly<Record<string, z.ZodType>> {
+  const bare = schema && bareSchema(schema);
+  return bare instanceof z.ZodObject ? bare.shape : {};
+}
+
+function bareSchema(schema: z.ZodType): z.ZodType {
+  const wrapped = schema instanceof z.ZodDefault || schema instanceof z.ZodOptional;
+  return wrapped ? bareSchema(schema.unwrap() as z.ZodType) : schema;
 }
 
 /** What a field may hold, read from its schema, so that no message can disagree with the check. */
 export function allowedText(schema: z.ZodType): string {
-  if (schema instanceof z.ZodDefault || schema instanceof z.ZodOptional)
-    return allowedText(schema.unwrap() as z.ZodType);
-  if (schema instanceof z.ZodEnum) return `one of ${schema.options.join(", ")}`;
-  if (schema instanceof z.ZodString) return "a text";
-  if (schema instanceof z.ZodNumber) {
-    const kind = schema.format === "safeint" ? "a whole number" : "a number";
-    // A whole number without bounds of its own has those of exact doubles, which say nothing to a caller.
-    if (schema.minValue === Number.MIN_SAFE_INTEGER) return kind;
-    const from = schema.safeParse(schema.minValue).success ? "from" : "above";
-    return `${kind} ${from} ${schema.minValue} to ${schema.maxValue}`;
+  const bare = bareSchema(schema);
+  if (bare instanceof z.ZodEnum) return `one of ${bare.options.join(", ")}`;
+  if (bare instanceof z.ZodString) {
+    return bare.maxLength === null ? "a text" : `a text of ${bare.minLength ?? 0} to ${bare.maxLength} characters`;
   }
+  if (bare instanceof z.ZodNumber) {
+    const kind = bare.format === "safeint" ? "a whole number" : "a number";
+    // A whole number without bounds of its own has those of exact doubles, which say nothing to a caller.
+    if (bare.minValue === Number.MIN_SAFE_INTEGER) return kind;
+    const from = bare.safeParse(bare.minValue).success ? "from" : "above";
+    return `${kind} ${from} ${bare.minValue} to ${bare.maxValue}`;
+  }
+  if (bare instanceof z.ZodObject) return "an object";
   return schema.description ?? "of another kind";
 }
 

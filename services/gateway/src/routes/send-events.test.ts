@@ -1,11 +1,13 @@
 import { connect } from "node:net";
-import { ManualClock, ServingError } from "@atelier/core";
+import { ManualClock, ServingError, systemClock } from "@atelier/core";
 import { Stage } from "@atelier/proto";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import Fastify from "fastify";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import { errorBody } from "../http/error-reply.ts";
 import { EventStream } from "../http/event-stream.ts";
 import { FakeWorker } from "../testing/fake-worker.ts";
 import { allReady, startGateway, type TestGateway } from "../testing/start-gateway.ts";
+import { sendEvents } from "./send-events.ts";
 
 describe("POST /generate with Accept: text/event-stream", () => {
   let worker: FakeWorker;
@@ -155,6 +157,48 @@ describe("POST /generate with Accept: text/event-stream", () => {
       body: JSON.stringify(body),
       ...(signal && { signal }),
     });
+});
+
+describe("sendEvents to a caller who would be told that it waits", () => {
+  it("begins with queued where no worker accepts in time", async () => {
+    const { response, settle } = await asked({ queuedAfterMs: 20 });
+    const answer = await response;
+    expect(answer.status).toBe(200);
+    settle.reject(new ServingError("NO_WORKER", "none came"));
+    expect((await eventsOf(answer)).events.map(({ event }) => event)).toEqual(["queued", "error"]);
+  });
+
+  it("answers what fails before that with a status of its own", async () => {
+    const { response, settle } = await asked({ queuedAfterMs: 10_000 });
+    settle.reject(new ServingError("NO_WORKER", "none came"));
+    expect((await response).status).toBe(500); // fastify's own, for there is no error handler of ours here
+  });
+
+  async function asked({ queuedAfterMs }: { queuedAfterMs: number }) {
+    const settle = Promise.withResolvers<never>();
+    const app = Fastify();
+    const fail = () => ({ error: { code: "NO_WORKER", message: "none came", request_id: "gen_1" } });
+    const called = Promise.withResolvers<void>();
+    app.get("/", (_request, reply) => {
+      const generate = () => {
+        called.resolve();
+        return settle.promise;
+      };
+      return sendEvents(reply, {
+        clock: systemClock,
+        id: "gen_1",
+        queuedAfterMs,
+        generate,
+        completed: () => ({}),
+        fail,
+      });
+    });
+    const url = await app.listen({ host: "127.0.0.1", port: 0 });
+    onTestFinished(() => app.close());
+    const response = fetch(url);
+    await called.promise;
+    return { response, settle };
+  }
 });
 
 describe("EventStream", () => {

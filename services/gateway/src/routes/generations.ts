@@ -1,0 +1,57 @@
+import { newId } from "@atelier/core";
+import type { GatewayApp } from "../app.ts";
+import {
+  draftFromGeneration,
+  generationBody,
+  generationReply,
+  generationToJson,
+  limitsFromBody,
+} from "../dialects/generations.ts";
+import { generationEvent } from "../dialects/generations-events.ts";
+import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
+import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
+import { contextOf } from "../http/generation-edge.ts";
+import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
+import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";
+
+/** A caller that looks at a stream would like to know within this time that it is in the right place. */
+const QUEUED_AFTER_MS = 250;
+
+/** POST /v1/generations: our own API, which can say all that a request may be. */
+export function generationsRoute(app: GatewayApp, options: GenerationRouteOptions): void {
+  app.post("/v1/generations", { schema }, async (request, reply) => {
+    const { body } = request;
+    const { kind, format } = chooseReply(request.headers.accept, body);
+    const id = newId("gen");
+    const draft = draftFromGeneration(body, { id, format });
+    const context = contextOf(request, reply, { ...options, ...limitsFromBody(body) });
+    return answerGeneration(
+      request,
+      reply,
+      { kind, draft, context, toJson: (served) => generationToJson(id, served), queuedAfterMs: QUEUED_AFTER_MS },
+      options,
+    );
+  });
+}
+
+const schema = {
+  operationId: "createGeneration",
+  summary: "Make pictures: the native API",
+  description:
+    "Answers with JSON, or with the bytes of the picture when the Accept header prefers image/png, image/jpeg, image/webp or image/*, " +
+    "or with server-sent events when it prefers text/event-stream. Closing the connection cancels.",
+  body: generationBody,
+  response: {
+    200: {
+      description: "The pictures.",
+      content: {
+        [JSON_TYPE]: { schema: generationReply },
+        "image/png": { schema: sentAsBytes },
+        "image/jpeg": { schema: sentAsBytes },
+        "image/webp": { schema: sentAsBytes },
+        [EVENT_STREAM_TYPE]: { schema: sentAsStream(generationEvent) },
+      },
+    },
+    ...errorResponses(400, 401, 403, 404, 406, 413, 415, 429, 500, 502, 503, 504, 507),
+  },
+};
