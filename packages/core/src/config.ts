@@ -18,10 +18,13 @@ export function readConfig<Shape extends z.ZodType>(
   if (parsed.success) return Object.freeze(parsed.data);
   const lines = parsed.error.issues.map((issue) => {
     const name = String(issue.path[0] ?? "configuration");
-    return `  ${name}=${given[name] ?? "(unset)"}: ${issue.message}`;
+    return `  ${name}=${withoutPassword(given[name] ?? "(unset)")}: ${issue.message}`;
   });
   throw new ConfigError(`the configuration is not usable:\n${lines.join("\n")}`);
 }
+
+/** A URL's user and password, whatever stands in them. */
+const withoutPassword = (value: string): string => value.replace(/:\/\/.*@/, "://***@");
 
 const BYTE_UNITS: Readonly<Record<string, number>> = {
   "": 1,

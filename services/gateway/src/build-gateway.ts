@@ -13,12 +13,21 @@ import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
 import { Balancer } from "./placement/balancer.ts";
 import { FleetPlacer } from "./placement/fleet-placer.ts";
+import { MemoryStore } from "./shared/memory-store.ts";
+import { RedisLink } from "./shared/redis-link.ts";
+import { createRedisMetrics } from "./shared/redis-metrics.ts";
+import { RedisStore } from "./shared/redis-store.ts";
+import type { SharedStore } from "./shared/shared-store.ts";
 
 /** A whole gateway, not listening yet. */
 export interface Gateway {
   readonly app: GatewayApp;
   readonly fleet: Fleet;
   readonly inFlight: InFlight;
+  /** What gateways share: in Redis, or in this process where none is configured. */
+  readonly store: SharedStore;
+  /** Undefined where none is configured. */
+  readonly redis: RedisLink | undefined;
   /** Lets go of everything but the app, which is closed before. */
   close(): Promise<void>;
 }
@@ -41,6 +50,9 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   });
   const inFlight = new InFlight({ max: config.inFlightMax });
   const metrics = createGatewayMetrics({ fleet, inFlight });
+  const redis =
+    config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
+  const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
   const generations = new Generations({
     fleet,
     inFlight,
@@ -63,8 +75,11 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     app,
     fleet,
     inFlight,
+    store,
+    redis,
     close: async () => {
       fleet.close();
+      redis?.close();
     },
   };
 }

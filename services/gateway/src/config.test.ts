@@ -12,6 +12,7 @@ describe("the gateway's configuration", () => {
       drainTimeoutMs: 25_000,
       bodyMaxBytes: 16 * 1024 * 1024,
       inFlightMax: 256,
+      redis: undefined,
       logLevel: "info",
     });
   });
@@ -36,11 +37,31 @@ describe("the gateway's configuration", () => {
     ["one worker twice", { ATELIER_WORKERS: "w1:1,w1:1" }, /"w1:1" is named twice/],
     ["a port out of range", { ...WORKERS, ATELIER_LISTEN: "127.0.0.1:65536" }, /ATELIER_LISTEN=127.0.0.1:65536/],
     ["a port alone", { ...WORKERS, ATELIER_LISTEN: "8080" }, /ATELIER_LISTEN=8080: must be host:port/],
+    [
+      "a Redis that is not a URL",
+      { ...WORKERS, ATELIER_REDIS: "cache:6379" },
+      /ATELIER_REDIS=cache:6379: must be redis:/,
+    ],
+    [
+      "Redis certificates without TLS",
+      { ...WORKERS, ATELIER_REDIS: "redis://a", ATELIER_REDIS_CA: "ca.pem" },
+      /rediss/,
+    ],
+    [
+      "half a pair",
+      { ...WORKERS, ATELIER_REDIS: "rediss://a", ATELIER_REDIS_CERT: "c.pem" },
+      /ATELIER_REDIS_KEY=.*go together/,
+    ],
     ["a level that there is not", { ...WORKERS, ATELIER_LOG_LEVEL: "loud" }, /ATELIER_LOG_LEVEL=loud.*one of trace/],
     ["no room for requests", { ...WORKERS, ATELIER_IN_FLIGHT_MAX: "0" }, /ATELIER_IN_FLIGHT_MAX=0/],
     ["no room for a prompt", { ...WORKERS, ATELIER_BODY_MAX_BYTES: "100" }, /ATELIER_BODY_MAX_BYTES=100/],
   ])("refuses %s", (_what, env, message) => {
     expect(() => readGatewayConfig(env)).toThrow(message);
+  });
+
+  it("never repeats a password in a message", () => {
+    const env = { ...WORKERS, ATELIER_REDIS: "redis://user:s3cr3t@a:6379/x" };
+    expect(() => readGatewayConfig(env)).toThrow(/ATELIER_REDIS=redis:\/\/\*\*\*@a:6379\/x: the database "x"/);
   });
 
   it("names every bad variable at once", () => {

@@ -1,6 +1,8 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
+import { parseRedisAddress, type RedisAddress } from "./shared/redis-address.ts";
+import type { RedisConfig } from "./shared/redis-link.ts";
 
 export interface GatewayConfig {
   readonly listen: HostPort;
@@ -13,6 +15,8 @@ export interface GatewayConfig {
   readonly bodyMaxBytes: number;
   /** Generations at once; beyond it they are refused, since nothing here queues. */
   readonly inFlightMax: number;
+  /** Undefined: this gateway keeps for itself what gateways would share. */
+  readonly redis: RedisConfig | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -31,6 +35,12 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
     drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS ?? Math.min(DRAIN_TIMEOUT_MS, read.ATELIER_REQUEST_TIMEOUT_MS),
     bodyMaxBytes: read.ATELIER_BODY_MAX_BYTES,
     inFlightMax: read.ATELIER_IN_FLIGHT_MAX,
+    redis: read.ATELIER_REDIS && {
+      address: read.ATELIER_REDIS,
+      tls: { ca: read.ATELIER_REDIS_CA, cert: read.ATELIER_REDIS_CERT, key: read.ATELIER_REDIS_KEY },
+      prefix: read.ATELIER_REDIS_PREFIX,
+      timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
+    },
     logLevel: read.ATELIER_LOG_LEVEL,
   });
 }
@@ -57,8 +67,16 @@ const environment = z
     ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(16 * 1024 * 1024),
     // At 400 KB an answer, all of it is 100 MB.
     ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
+    ATELIER_REDIS: z.string().transform(redisAddress).optional(),
+    ATELIER_REDIS_CA: z.string().optional(),
+    ATELIER_REDIS_CERT: z.string().optional(),
+    ATELIER_REDIS_KEY: z.string().optional(),
+    ATELIER_REDIS_PREFIX: z.string().default("atelier:"),
+    // In one data centre an answer takes one; a Redis that takes longer than this is worse than none.
+    ATELIER_REDIS_TIMEOUT_MS: fromEnv.integer({ min: 10, max: 10_000 }).default(250),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
+  .superRefine(checkRedis)
   .superRefine((read, context) => {
     const drainMs = read.ATELIER_DRAIN_TIMEOUT_MS;
     if (drainMs === undefined || drainMs <= read.ATELIER_REQUEST_TIMEOUT_MS) return;
@@ -79,6 +97,36 @@ function checkWorkers(addresses: readonly string[], context: z.RefinementCtx): v
       context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is named twice` });
     }
   });
+}
+
+function redisAddress(text: string, context: z.RefinementCtx): RedisAddress {
+  try {
+    return parseRedisAddress(text);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    context.addIssue({ code: "custom", message: error.message });
+    return z.NEVER;
+  }
+}
+
+function checkRedis(
+  read: {
+    readonly ATELIER_REDIS?: RedisAddress | undefined;
+    readonly ATELIER_REDIS_CA?: string | undefined;
+    readonly ATELIER_REDIS_CERT?: string | undefined;
+    readonly ATELIER_REDIS_KEY?: string | undefined;
+  },
+  context: z.RefinementCtx,
+): void {
+  const refuse = (variable: string, message: string) => context.addIssue({ code: "custom", path: [variable], message });
+  for (const variable of ["ATELIER_REDIS_CA", "ATELIER_REDIS_CERT", "ATELIER_REDIS_KEY"] as const) {
+    if (read[variable] === undefined || read.ATELIER_REDIS?.tls === true) continue;
+    refuse(variable, "is for TLS, and ATELIER_REDIS asks for none: its address would start with rediss");
+  }
+  if ((read.ATELIER_REDIS_CERT === undefined) !== (read.ATELIER_REDIS_KEY === undefined)) {
+    const missing = read.ATELIER_REDIS_CERT === undefined ? "ATELIER_REDIS_CERT" : "ATELIER_REDIS_KEY";
+    refuse(missing, "a certificate and its key go together");
+  }
 }
 
 function hostPort(limits: { portMin: number }) {

@@ -6,12 +6,14 @@ import { readGatewayConfig } from "../config.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { stopGracefully } from "../graceful-stop.ts";
 import type { InFlight } from "../in-flight.ts";
+import type { SharedStore } from "../shared/shared-store.ts";
 
 export interface TestGateway {
   readonly url: string;
   readonly app: GatewayApp;
   readonly fleet: Fleet;
   readonly inFlight: InFlight;
+  readonly store: SharedStore;
   /** Broken invariants that were reported. */
   readonly bugs: InvariantError[];
   /** Resolves when `condition` holds of the fleet's views. */
@@ -44,6 +46,7 @@ export async function startGateway(
     app,
     fleet,
     inFlight,
+    store: gateway.store,
     bugs,
     until: (condition) => {
       if (condition(fleet.views())) return Promise.resolve();

@@ -1,0 +1,33 @@
+import { spawn } from "node:child_process";
+
+export interface Outcome {
+  readonly code: number;
+  /** Standard output, and what it said of errors after it. */
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs `command` to its end. Its own failure is in the outcome; a program that is not there has the code 127. */
+export function runProgram(
+  command: string,
+  args: readonly string[],
+  { cwd, env = {} }: { cwd?: string; env?: Readonly<Record<string, string>> } = {},
+): Promise<Outcome> {
+  const child = spawn(command, args, {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, LC_ALL: "C", ...env },
+    ...(cwd === undefined ? {} : { cwd }),
+  });
+  let stdout = "";
+  let stderr = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    stdout += text;
+  });
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    stderr += text;
+  });
+  return new Promise((resolve) => {
+    child.once("error", (error) => resolve({ code: 127, stdout, stderr: error.message }));
+    child.once("close", (code) => resolve({ code: code ?? 1, stdout, stderr }));
+  });
+}
