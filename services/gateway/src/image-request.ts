@@ -144,6 +144,12 @@ export interface GenerationReceipt {
   readonly preemptions: number;
   /** By how much a U-Net prediction may depend on its batch mates; 0: not at all. */
   readonly batchDifference: number;
+  /** Calls to workers that it took: 1 where nothing went wrong. */
+  readonly attempts: number;
+  /** Of those calls, in order; the pictures came from the last one, or from several. */
+  readonly workerIds: readonly string[];
+  /** For each picture that went on from a checkpoint: the step at which it did, last. */
+  readonly resumedAtSteps: readonly number[];
   readonly times: StageTimesMs;
 }
 

@@ -126,6 +126,9 @@ export function receiptFromWire(receipt: Receipt | undefined): GenerationReceipt
     embeddingsCached: receipt.embeddingsCached,
     preemptions: receipt.preemptions,
     batchDifference: receipt.batchDifference,
+    attempts: 1,
+    workerIds: [receipt.workerId],
+    resumedAtSteps: receipt.resumedAtSteps,
     times: {
       queueMs: times?.queueMs ?? 0,
       textEncodeMs: times?.textEncodeMs ?? 0,

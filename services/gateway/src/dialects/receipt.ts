@@ -42,6 +42,12 @@ export const receipt = z
       .boolean()
       .describe("True when the prompts were embedded before and the text encoder did not run."),
     preemptions: z.int().describe("How often the pictures gave way to more urgent work, together."),
+    attempts: z.int().describe("Calls to workers that it took; 1 where nothing went wrong."),
+    worker_ids: z.array(z.string()).optional().describe("Of those calls, in order, where there were several."),
+    resumed_at_steps: z
+      .array(z.int())
+      .optional()
+      .describe("For each picture that another worker finished from a checkpoint: the step at which it went on."),
     batch_difference: z
       .number()
       .describe(
@@ -93,6 +99,9 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
     ...(from.tiledDecode && { tiled_decode: true }),
     embeddings_cached: from.embeddingsCached,
     preemptions: from.preemptions,
+    attempts: from.attempts,
+    ...(from.attempts > 1 && { worker_ids: [...from.workerIds] }),
+    ...(from.resumedAtSteps.length > 0 && { resumed_at_steps: [...from.resumedAtSteps] }),
     batch_difference: from.batchDifference,
     times: {
       queue_ms: times.queueMs,

@@ -183,6 +183,7 @@ function viewOf({ address, state, models, costs, load, lostReason, inFlight }: M
   return {
     address,
     id: state?.workerId || address,
+    simulated: state?.simulated ?? false,
     ready: state?.ready === true && notReadyReason === undefined,
     draining: state?.draining ?? false,
     notReadyReason,

@@ -10,6 +10,8 @@ export interface WorkerView {
   readonly address: string;
   /** The worker's own name; its address until it has said. */
   readonly id: string;
+  /** True where no model runs: its pictures come from a device that is not there. */
+  readonly simulated: boolean;
   readonly ready: boolean;
   readonly draining: boolean;
   /** Why it takes no requests; undefined when it does. */

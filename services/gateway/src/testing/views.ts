@@ -14,6 +14,7 @@ export function workerView(
   return {
     address,
     id: address,
+    simulated: false,
     ready: true,
     draining: false,
     notReadyReason: undefined,
