@@ -1,4 +1,5 @@
 /** What every service knows. No I/O; imports no other package of ours. */
+export { API_KEY_HASH, type ApiKey, hashApiKey, newApiKey, readApiKey, sameHash } from "./api-key.ts";
 export { type Clock, ManualClock, preciseClock, systemClock } from "./clock.ts";
 export { ConfigError, fromEnv, readConfig } from "./config.ts";
 export { Deadline } from "./deadline.ts";

@@ -11,7 +11,11 @@ export interface Caller {
   readonly tenant: string;
   /** Undefined where no keys are configured. */
   readonly keyId: string | undefined;
+  /** Which of the key's secrets it used, by its hash; absent where no keys are configured. */
+  readonly keyHash?: string | undefined;
   readonly role: Role;
+  /** Parts of the API that its key is for; absent: all. */
+  readonly scopes?: ReadonlySet<string> | undefined;
   /** The most urgent class that it may ask for, and the one that its requests have when they name none. */
   readonly priority: PriorityClass;
   /** Ids of the models that it may use; undefined: all. */
