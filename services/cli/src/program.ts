@@ -72,7 +72,11 @@ function addUp(
       wholeNumber({ min: 0, max: 65_535 }),
       Number(new URL(defaultUrl).port),
     )
-    .option("--host <address>", "address to listen on; 0.0.0.0 opens it to the network, with no key asked", "127.0.0.1")
+    .option(
+      "--host <address>",
+      "address to listen on; 0.0.0.0 opens it to the network, which asks for API keys",
+      "127.0.0.1",
+    )
     .option("-w, --workers <n>", "worker processes", wholeNumber({ min: 1, max: 64 }), 1)
     .option("--models <folders>", "model bundles, comma-separated (default: the embedded model)")
     .option("--device <name>", "what the workers run on", "cpu")

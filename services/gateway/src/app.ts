@@ -24,11 +24,16 @@ import { REQUEST_ID_HEADER, requestIdOf } from "./http/request-id.ts";
 import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import { adminKeysRoutes } from "./routes/admin-keys.ts";
+import { adminTenantsRoutes } from "./routes/admin-tenants.ts";
 import type { GenerationRouteOptions } from "./routes/answer-generation.ts";
 import { generateRoute } from "./routes/generate.ts";
 import { generationsRoute } from "./routes/generations.ts";
 import { modelsRoute } from "./routes/models.ts";
 import { operationsRoutes } from "./routes/operations.ts";
+import { usageRoute } from "./routes/usage.ts";
+import type { Estimator } from "./tenants/estimate.ts";
+import type { Tenancy } from "./tenants/tenancy.ts";
 
 export type GatewayApp = FastifyInstance<
   RawServerDefault,
@@ -42,6 +47,8 @@ export interface AppOptions {
   readonly fleet: Fleet;
   readonly generations: Generations;
   readonly authenticator: Authenticator;
+  readonly tenancy: Tenancy;
+  readonly estimator: Estimator;
   readonly inFlight: InFlight;
   readonly metrics: GatewayMetrics;
   readonly clock: Clock;
@@ -94,6 +101,9 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   generateRoute(app, generationRoutes);
   generationsRoute(app, generationRoutes);
   modelsRoute(app, options);
+  usageRoute(app, { ...options, ...options.tenancy });
+  adminKeysRoutes(app, options.tenancy);
+  adminTenantsRoutes(app, options.tenancy);
   operationsRoutes(app, { ...options, registry: options.metrics.registry });
   return app;
 }

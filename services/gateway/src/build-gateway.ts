@@ -1,14 +1,13 @@
 import type { Clock, InvariantError, Random } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
-import { LOCAL_CALLER } from "./caller.ts";
 import type { GatewayConfig } from "./config.ts";
 import { Dispatcher } from "./dispatch.ts";
 import { Fleet } from "./fleet/fleet.ts";
 import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
-import { withoutAdmission, withoutCache, withoutTenantLimits } from "./generations/without.ts";
+import { withoutAdmission, withoutCache } from "./generations/without.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
 import { Balancer } from "./placement/balancer.ts";
@@ -18,6 +17,9 @@ import { RedisLink } from "./shared/redis-link.ts";
 import { createRedisMetrics } from "./shared/redis-metrics.ts";
 import { RedisStore } from "./shared/redis-store.ts";
 import type { SharedStore } from "./shared/shared-store.ts";
+import { deviceMsPredictedBy } from "./tenants/device-time.ts";
+import { Estimator } from "./tenants/estimate.ts";
+import { openTenancy } from "./tenants/tenancy.ts";
 
 /** A whole gateway, not listening yet. */
 export interface Gateway {
@@ -53,14 +55,16 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   const redis =
     config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
   const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
+  const placer = new FleetPlacer(fleet, new Balancer(random));
+  const tenancy = await openTenancy({ ...world, config, predictMs: deviceMsPredictedBy(placer) });
   const generations = new Generations({
     fleet,
     inFlight,
     metrics,
-    tenantLimits: withoutTenantLimits,
+    tenantLimits: tenancy.gate,
     cache: withoutCache,
     admission: withoutAdmission,
-    dispatcher: new Dispatcher(new FleetPlacer(fleet, new Balancer(random))),
+    dispatcher: new Dispatcher(placer),
   });
   const app = await buildApp({
     ...config,
@@ -69,8 +73,11 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     inFlight,
     generations,
     metrics,
-    authenticator: { authenticate: async () => LOCAL_CALLER },
+    authenticator: tenancy.authenticator,
+    tenancy,
+    estimator: new Estimator({ ...tenancy, generations, placer }),
   });
+  app.addHook("onListen", async () => tenancy.announce());
   return {
     app,
     fleet,
@@ -79,6 +86,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     redis,
     close: async () => {
       fleet.close();
+      await tenancy.close();
       redis?.close();
     },
   };

@@ -14,6 +14,13 @@ describe("the gateway's configuration", () => {
       inFlightMax: 256,
       redis: undefined,
       logLevel: "info",
+      tenancy: {
+        keysFile: undefined,
+        keys: undefined,
+        anonymousAllowed: false,
+        dataDir: undefined,
+        tariff: { pricePerDeviceHour: 0, currency: "USD" },
+      },
     });
   });
 
@@ -54,6 +61,10 @@ describe("the gateway's configuration", () => {
     ],
     ["a level that there is not", { ...WORKERS, ATELIER_LOG_LEVEL: "loud" }, /ATELIER_LOG_LEVEL=loud.*one of trace/],
     ["no room for requests", { ...WORKERS, ATELIER_IN_FLIGHT_MAX: "0" }, /ATELIER_IN_FLIGHT_MAX=0/],
+    ["a price that is no number", { ...WORKERS, ATELIER_PRICE_PER_DEVICE_HOUR: "cheap" }, /must be a number/],
+    ["a price below nothing", { ...WORKERS, ATELIER_PRICE_PER_DEVICE_HOUR: "-1" }, /ATELIER_PRICE_PER_DEVICE_HOUR=-1/],
+    ["a currency with a sign", { ...WORKERS, ATELIER_CURRENCY: "$" }, /ATELIER_CURRENCY=\$: must be 1 to 8 letters/],
+    ["anonymous callers by any other word", { ...WORKERS, ATELIER_ANONYMOUS: "true" }, /must be allow, or unset/],
     ["no room for a prompt", { ...WORKERS, ATELIER_BODY_MAX_BYTES: "100" }, /ATELIER_BODY_MAX_BYTES=100/],
   ])("refuses %s", (_what, env, message) => {
     expect(() => readGatewayConfig(env)).toThrow(message);

@@ -3,6 +3,7 @@ import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
 import { parseRedisAddress, type RedisAddress } from "./shared/redis-address.ts";
 import type { RedisConfig } from "./shared/redis-link.ts";
+import type { Tariff } from "./tenants/tariff.ts";
 
 export interface GatewayConfig {
   readonly listen: HostPort;
@@ -18,6 +19,18 @@ export interface GatewayConfig {
   /** Undefined: this gateway keeps for itself what gateways would share. */
   readonly redis: RedisConfig | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly tenancy: TenancyConfig;
+}
+
+export interface TenancyConfig {
+  /** JSON of keys and tenants; undefined: none. */
+  readonly keysFile: string | undefined;
+  readonly keys: string | undefined;
+  /** Callers beyond this machine need no key while there is none. */
+  readonly anonymousAllowed: boolean;
+  /** Folder of what an embedded gateway keeps; undefined: in memory. */
+  readonly dataDir: string | undefined;
+  readonly tariff: Tariff;
 }
 
 export interface HostPort {
@@ -42,6 +55,13 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
     },
     logLevel: read.ATELIER_LOG_LEVEL,
+    tenancy: {
+      keysFile: read.ATELIER_KEYS_FILE,
+      keys: read.ATELIER_KEYS,
+      anonymousAllowed: read.ATELIER_ANONYMOUS === "allow",
+      dataDir: read.ATELIER_DATA_DIR,
+      tariff: { pricePerDeviceHour: read.ATELIER_PRICE_PER_DEVICE_HOUR, currency: read.ATELIER_CURRENCY },
+    },
   });
 }
 
@@ -50,7 +70,7 @@ const DRAIN_TIMEOUT_MS = 25_000;
 
 const environment = z
   .object({
-    // Loopback, since no key is asked for; 8080 needs no privilege.
+    // Loopback, since without keys nobody is asked for one; 8080 needs no privilege.
     ATELIER_LISTEN: z
       .string()
       .default("127.0.0.1:8080")
@@ -74,6 +94,16 @@ const environment = z
     ATELIER_REDIS_PREFIX: z.string().default("atelier:"),
     // In one data centre an answer takes one; a Redis that takes longer than this is worse than none.
     ATELIER_REDIS_TIMEOUT_MS: fromEnv.integer({ min: 10, max: 10_000 }).default(250),
+    ATELIER_KEYS_FILE: z.string().optional(),
+    ATELIER_KEYS: z.string().optional(),
+    ATELIER_ANONYMOUS: z.enum(["allow"], { error: "must be allow, or unset" }).optional(),
+    ATELIER_DATA_DIR: z.string().optional(),
+    // Nothing costs anything until somebody says what a device does.
+    ATELIER_PRICE_PER_DEVICE_HOUR: z.coerce.number({ error: "must be a number" }).min(0).max(1_000_000).default(0),
+    ATELIER_CURRENCY: z
+      .string()
+      .regex(/^[A-Za-z]{1,8}$/, "must be 1 to 8 letters, such as EUR")
+      .default("USD"),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
   .superRefine(checkRedis)

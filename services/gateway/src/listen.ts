@@ -1,6 +1,5 @@
 import type { AddressInfo } from "node:net";
 import { ConfigError, invariant } from "@atelier/core";
-import type { Logger } from "@atelier/telemetry";
 import type { GatewayApp } from "./app.ts";
 import type { HostPort } from "./config.ts";
 
@@ -9,7 +8,7 @@ import type { HostPort } from "./config.ts";
  *
  * @throws ConfigError saying what to change when the address cannot be had.
  */
-export async function listen(app: GatewayApp, { host, port }: HostPort, log: Logger): Promise<string> {
+export async function listen(app: GatewayApp, { host, port }: HostPort): Promise<string> {
   try {
     await app.listen({ host, port });
   } catch (error) {
@@ -17,9 +16,6 @@ export async function listen(app: GatewayApp, { host, port }: HostPort, log: Log
   }
   const address = app.server.address() as AddressInfo | null;
   invariant(address !== null, "a server that listens has an address");
-  if (!isLoopback(address.address)) {
-    log.warn({ address: address.address }, "listening beyond this machine, and no key is asked of callers");
-  }
   return urlOf(address);
 }
 
@@ -30,10 +26,6 @@ function whyNot({ code, message }: NodeJS.ErrnoException, { host, port }: HostPo
   if (code === "EADDRNOTAVAIL" || code === "ENOTFOUND")
     return `ATELIER_LISTEN names ${host}, which is not an address of this machine`;
   return `cannot listen on ${host}:${port}: ${message}`;
-}
-
-function isLoopback(address: string): boolean {
-  return address === "::1" || address.startsWith("127.");
 }
 
 /** An address that stands for all of the machine's is reached by loopback. */

@@ -11,7 +11,10 @@ async function main(config: GatewayConfig, log: Logger, stopping: Promise<string
   const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: crash });
   const { app, fleet, inFlight } = gateway;
 
-  const url = await listen(app, config.listen, log);
+  const url = await listen(app, config.listen).catch(async (error: unknown) => {
+    await gateway.close(); // what it has open would keep the process alive
+    throw error;
+  });
   tellParent({ type: "listening", address: url });
   const endReadyWatch = fleet.onChange(() => {
     if (!fleet.views().some((worker) => worker.ready)) return;

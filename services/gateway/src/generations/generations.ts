@@ -1,11 +1,12 @@
 import { ServingError } from "@atelier/core";
-import { PRIORITY_CLASSES } from "../caller.ts";
+import { type Caller, PRIORITY_CLASSES } from "../caller.ts";
 import { completeRequest } from "../complete-request.ts";
 import type { Dispatcher } from "../dispatch.ts";
 import type { Fleet } from "../fleet/fleet.ts";
-import type { Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
+import type { CompleteRequest, Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
 import type { InFlight } from "../in-flight.ts";
 import type { GatewayMetrics } from "../metrics.ts";
+import { checkAllowed, viewsFor } from "../tenants/allow-lists.ts";
 import type {
   Admission,
   GenerationContext,
@@ -36,13 +37,13 @@ export class Generations {
 
   /** complete -> the tenant's limits -> cache and single-flight -> admission -> dispatch. Rejects with a ServingError. */
   async run(draft: ImageRequestDraft, context: GenerationContext): Promise<Served> {
-    const { fleet, inFlight, tenantLimits, cache, admission, metrics } = this.#options;
+    const { inFlight, tenantLimits, cache, metrics } = this.#options;
     const order = orderOf(context);
-    const asked = admission.adjust(completeRequest(draft, fleet.views()));
+    const asked = this.complete(draft, context.caller);
 
     const place = inFlight.enter();
     try {
-      const tenant = await tenantLimits.enter(context.caller, asked);
+      const tenant = await tenantLimits.enter(context.caller, asked, context.onStanding);
       let served: Served | undefined;
       try {
         const signal = AbortSignal.any([context.signal, place.signal, tenant.signal]);
@@ -62,6 +63,17 @@ export class Generations {
     }
   }
 
+  /**
+   * The request as it would be taken in: with the defaults of the models that the caller may use.
+   *
+   * @throws ServingError as completeRequest does, FORBIDDEN where it names a model or adapter that is not for the caller.
+   */
+  complete(draft: ImageRequestDraft, caller: Caller): CompleteRequest {
+    const { fleet, admission } = this.#options;
+    checkAllowed(caller, draft);
+    return admission.adjust(completeRequest(draft, viewsFor(caller, fleet.views())));
+  }
+
   async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {
     const ticket = this.#options.admission.enter(image, limits);
     try {
@@ -73,7 +85,10 @@ export class Generations {
 }
 
 /** @throws ServingError FORBIDDEN where the caller asks for a more urgent class than its own. */
-function orderOf({ caller, priority = caller.priority }: GenerationContext): ServiceOrder {
+export function orderOf({
+  caller,
+  priority = caller.priority,
+}: Pick<GenerationContext, "caller" | "priority">): ServiceOrder {
   if (PRIORITY_CLASSES.indexOf(priority) < PRIORITY_CLASSES.indexOf(caller.priority)) {
     const message = `priority is "${priority}", but this key's requests are at most "${caller.priority}"`;
     throw new ServingError("FORBIDDEN", message, { field: "priority" });

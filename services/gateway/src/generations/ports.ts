@@ -1,6 +1,7 @@
 import type { Deadline } from "@atelier/core";
 import type { Caller, PriorityClass } from "../caller.ts";
 import type { CompleteRequest, Generation, GenerationEvent, ImageRequest } from "../image-request.ts";
+import type { Standing } from "../tenants/accounts.ts";
 
 /** How a request was served: from the cache, by somebody else's generation, from a similar one's latent, or anew. */
 export const CACHE_OUTCOMES = ["hit", "shared", "approximate", "miss", "bypass"] as const;
@@ -27,6 +28,8 @@ export interface GenerationContext {
   readonly cache: CacheUse;
   /** Told of the request's way while it lasts, in order. Must not throw. */
   readonly onEvent?: ((event: GenerationEvent) => void) | undefined;
+  /** Told how the caller's rate limits stand once the request was counted or refused. Must not throw. */
+  readonly onStanding?: ((standing: Standing) => void) | undefined;
 }
 
 /** Whose turn a request is, at the gateway and on the worker. */
@@ -86,10 +89,10 @@ export interface ResultCache {
 /** A tenant's own limits and its account. */
 export interface TenantLimits {
   /**
-   * @throws ServingError FORBIDDEN naming the model or adapter that the caller may not use, RATE_LIMITED or QUOTA_EXCEEDED
-   * with a time to come back at.
+   * @throws ServingError RATE_LIMITED or QUOTA_EXCEEDED with a time to come back at, FORBIDDEN naming a field where it
+   * could never be let in.
    */
-  enter(caller: Caller, asked: CompleteRequest): Promise<TenantTicket>;
+  enter(caller: Caller, asked: CompleteRequest, onStanding?: (standing: Standing) => void): Promise<TenantTicket>;
 }
 
 export interface TenantTicket {

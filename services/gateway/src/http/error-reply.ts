@@ -69,6 +69,8 @@ export function errorReply(error: ServingError, requestId: string): ErrorReply {
     status: error instanceof HttpRefusal ? error.status : HTTP_STATUS[error.code],
     headers: {
       ...(retryAfterS === undefined ? {} : { "retry-after": String(retryAfterS) }),
+      // Every 401 says how to do better (RFC 9110, section 15.5.2).
+      ...(error.code === "UNAUTHENTICATED" ? { "www-authenticate": 'Bearer realm="atelier"' } : {}),
       ...(error instanceof HttpRefusal ? error.headers : {}),
     },
     body: {

@@ -2,6 +2,7 @@ import { type Clock, Deadline, ServingError } from "@atelier/core";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import type { PriorityClass } from "../caller.ts";
 import type { CacheUse, GenerationContext, Served } from "../generations/ports.ts";
+import { rateHeaders } from "../tenants/rate-headers.ts";
 
 /** The first picture's seed, on every kind of answer. */
 export const SEED_HEADER = "x-atelier-seed";
@@ -31,6 +32,7 @@ export function contextOf(request: FastifyRequest, reply: FastifyReply, options:
     signal: gone.signal,
     priority,
     cache: { ...cacheUseOf(request.headers["cache-control"]), ...cache },
+    onStanding: (standing) => void reply.headers(rateHeaders(standing)),
   };
 }
 

@@ -31,12 +31,14 @@ describe("GET /openapi.json", () => {
     );
     expect(routes).toContain("post /generate");
     for (const route of routes) {
-      const [method, url] = route.split(" ") as [string, string];
+      const [method, path] = route.split(" ") as [string, string];
+      const url = path.replaceAll(/\{(\w+)\}/g, ":$1");
       expect(gateway.app.hasRoute({ method: method.toUpperCase() as "GET", url }), route).toBe(true);
     }
     // What fastify itself lists, but for the HEAD that comes with each GET.
-    const listed = gateway.app.printRoutes({ commonPrefix: false }).matchAll(/\((?:GET|POST|PUT|PATCH|DELETE)[^)]*\)/g);
-    expect([...listed]).toHaveLength(routes.length);
+    const printed = gateway.app.printRoutes({ commonPrefix: false }).matchAll(/\(([A-Z, ]+)\)/g);
+    const listed = [...printed].flatMap(([, methods]) => methods!.split(", ")).filter((method) => method !== "HEAD");
+    expect(listed).toHaveLength(routes.length);
   });
 
   it("lists the fields of a request, with types, limits and defaults, and allows no others", () => {
@@ -85,6 +87,20 @@ describe("GET /openapi.json", () => {
     ]);
   });
 
+  it("asks for a key on every route but those that are open", () => {
+    expect(document.security).toEqual([{ bearer: [] }, { apiKey: [] }, { basic: [] }]);
+    expect(Object.keys(document.components.securitySchemes)).toEqual(["bearer", "apiKey", "basic"]);
+    const open = Object.entries(document.paths).flatMap(([path, methods]) =>
+      Object.values(methods).some(({ security }) => security?.length === 0) ? [path] : [],
+    );
+    expect(open.sort()).toEqual(["/healthz", "/metrics", "/openapi.json", "/readyz"]);
+    for (const [path, methods] of Object.entries(document.paths)) {
+      for (const { responses } of Object.values(methods)) {
+        if (!open.includes(path)) expect(Object.keys(responses), path).toEqual(expect.arrayContaining(["401", "403"]));
+      }
+    }
+  });
+
   it("documents the picture as bytes, the refusals, and the header on every answer", () => {
     const { responses } = document.paths["/generate"]!["post"]!;
     expect(Object.keys(responses["200"]!.content)).toEqual([
@@ -120,8 +136,13 @@ interface EventSchema {
 }
 
 interface OpenApi {
-  paths: Record<string, Record<string, { responses: Record<string, { content: object; headers: object }> }>>;
+  security: object[];
+  paths: Record<
+    string,
+    Record<string, { security?: object[]; responses: Record<string, { content: object; headers: object }> }>
+  >;
   components: {
+    securitySchemes: object;
     schemas: Record<string, { properties: Record<string, object>; required: string[]; additionalProperties?: boolean }>;
   };
 }

@@ -21,6 +21,15 @@ const zodToJsonConfig: NonNullable<Parameters<typeof createJsonSchemaTransform>[
   },
 };
 
+const transform = createJsonSchemaTransform({ zodToJsonConfig });
+
+/** Any one of them will do. */
+const SECURITY_SCHEMES = {
+  bearer: { type: "http", scheme: "bearer", description: "An API key. None is asked for where none is configured." },
+  apiKey: { type: "apiKey", in: "header", name: "x-api-key", description: "The same key." },
+  basic: { type: "http", scheme: "basic", description: "The same key as the password; any user name." },
+} as const;
+
 const transformObject = createJsonSchemaTransformObject({ zodToJsonConfig });
 
 /** Collects the routes registered after it into an OpenAPI 3.1 document. */
@@ -34,8 +43,18 @@ export async function collectOpenApi(app: FastifyInstance): Promise<void> {
         description: DESCRIPTION,
         license: { name: "Apache-2.0", identifier: "Apache-2.0" },
       },
+      components: { securitySchemes: SECURITY_SCHEMES },
+      security: Object.keys(SECURITY_SCHEMES).map((name) => ({ [name]: [] })),
     },
-    transform: createJsonSchemaTransform({ zodToJsonConfig }),
+    transform: (route) => {
+      if (route.route.config?.access === "public") {
+        const transformed = transform(route);
+        return { ...transformed, schema: { ...transformed.schema, security: [] } };
+      }
+      // Whatever else a route documents, it may refuse a key.
+      const response = { ...errorResponses(401, 403), ...(route.schema?.response as object | undefined) };
+      return transform({ ...route, schema: { ...route.schema, response } });
+    },
     transformObject: completeDocument,
   });
 }

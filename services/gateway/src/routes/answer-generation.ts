@@ -8,11 +8,13 @@ import type { ReplyKind } from "../http/choose-reply.ts";
 import type { ErrorReply } from "../http/error-reply.ts";
 import { describeServed, RECEIPT_HEADER } from "../http/generation-edge.ts";
 import type { ImageRequestDraft } from "../image-request.ts";
+import type { Estimator } from "../tenants/estimate.ts";
 import { sendEvents } from "./send-events.ts";
 
 /** What every route that makes pictures is given. */
 export interface GenerationRouteOptions {
   readonly generations: Pick<Generations, "run">;
+  readonly estimator: Estimator;
   readonly clock: Clock;
   readonly requestTimeoutMs: number;
   /** Notes a failure in the log and the counts, and gives the answer to it. */

@@ -1,15 +1,22 @@
 import type { GatewayApp } from "../app.ts";
+import { dryRunQuery, orEstimate } from "../dialects/estimate.ts";
 import { draftFromBody, generateBody, generateReply, replyFromServed } from "../dialects/generate.ts";
 import { generateEvent } from "../dialects/generate-events.ts";
 import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { contextOf } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
+import { answerEstimate, isDryRun } from "./answer-estimate.ts";
 import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";
 
 /** POST /generate: parse, have it made, answer. */
 export function generateRoute(app: GatewayApp, options: GenerationRouteOptions): void {
   app.post("/generate", { schema }, async (request, reply) => {
+    if (isDryRun(request)) {
+      const { body } = request;
+      const draft = draftFromBody(body, { id: request.id, format: body.format ?? "png" });
+      return answerEstimate(request, reply, { draft }, options);
+    }
     const { kind, format } = chooseReply(request.headers.accept, request.body);
     const draft = draftFromBody(request.body, { id: request.id, format });
     const context = contextOf(request, reply, options);
@@ -25,11 +32,12 @@ const schema = {
     "or with server-sent events when it prefers text/event-stream: those begin once a worker has accepted the request, and what fails before is an ordinary error. " +
     "Header x-atelier-seed holds the first picture's seed; x-atelier-simulated is true when no model ran (an event stream says so in its receipt only). Closing the connection cancels.",
   body: generateBody,
+  querystring: dryRunQuery,
   response: {
     200: {
       description: "The picture.",
       content: {
-        [JSON_TYPE]: { schema: generateReply },
+        [JSON_TYPE]: { schema: orEstimate(generateReply) },
         "image/png": { schema: sentAsBytes },
         "image/jpeg": { schema: sentAsBytes },
         "image/webp": { schema: sentAsBytes },

@@ -1,19 +1,22 @@
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { type CatalogModel, catalogOf } from "../catalog.ts";
+import type { CatalogModel } from "../catalog.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { PLACE_STATUSES } from "../fleet/worker-view.ts";
 import { errorResponses } from "../http/openapi.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
+import { catalogFor } from "../tenants/allow-lists.ts";
 
 /** GET /v1/models: what the fleet offers, as its workers last said. */
 export function modelsRoute(app: GatewayApp, { fleet }: { readonly fleet: Fleet }): void {
   const schema = {
     operationId: "listModels",
-    summary: "The models served here, with their limits and defaults",
-    response: { 200: modelList, ...errorResponses(500) },
+    summary: "The models that the caller may use, with their limits and defaults",
+    response: { 200: modelList, ...errorResponses(401, 403, 500, 503) },
   };
-  app.get("/v1/models", { schema }, async () => ({ models: catalogOf(fleet.views()).map(modelToJson) }));
+  app.get("/v1/models", { schema, config: { scope: "models" } }, async (request) => ({
+    models: catalogFor(request.caller, fleet.views()).map(modelToJson),
+  }));
 }
 
 const modelList = z

@@ -14,8 +14,9 @@ export interface KeyAdminOptions {
 }
 
 type KeyChoices = Omit<KeyRecord, "id" | "hash" | "created_at" | "previous" | "scopes"> & {
-  readonly scopes: KeyRecord["scopes"] | undefined;
+  readonly scopes?: KeyRecord["scopes"] | undefined;
 };
+type KeyChanges = { readonly [Field in keyof KeyChoices]?: KeyChoices[Field] | undefined };
 
 /** A key whose secret is told this once. */
 export interface IssuedKey {
@@ -51,11 +52,12 @@ export class KeyAdmin {
     return { record, secret: key.text };
   }
 
-  async change(id: string, changes: Partial<KeyChoices>, by: Caller): Promise<KeyRecord> {
+  async change(id: string, changes: KeyChanges, by: Caller): Promise<KeyRecord> {
     const from = this.#own(id);
     if (changes.expires_at !== undefined) this.#checkFuture(changes.expires_at);
     const given = Object.fromEntries(Object.entries(changes).filter(([, value]) => value !== undefined));
     const to: KeyRecord = { ...from, ...given };
+    if (to.role !== "admin" || !to.scopes.includes("admin") || to.expires_at !== null) this.#checkNotLastAdmin(from);
     await this.#replace(from, to);
     await this.#done("key changed", by, { key_id: id, changes: given });
     return to;
@@ -78,7 +80,7 @@ export class KeyAdmin {
   }
 
   async revoke(id: string, by: Caller): Promise<void> {
-    this.#own(id);
+    this.#checkNotLastAdmin(this.#own(id));
     if (!(await reach(this.#options.store.deleteKey(id)))) throw unknownKey(id);
     await this.#done("key revoked", by, { key_id: id });
   }
@@ -108,6 +110,19 @@ export class KeyAdmin {
       await this.#options.directory.refresh();
       throw changedMeanwhile();
     }
+  }
+
+  /** Without an admin's key nobody could make one, but whoever has the gateway's files. */
+  #checkNotLastAdmin(record: KeyRecord): void {
+    if (!this.#administers(record)) return;
+    const others = this.#options.directory.keys().filter((known) => known.record.id !== record.id);
+    if (others.some((known) => this.#administers(known.record))) return;
+    throw new ServingError("CONFLICT", `key ${record.id} is the last that administers; make another first`);
+  }
+
+  #administers({ role, scopes, expires_at: expiresAt }: KeyRecord): boolean {
+    const expired = expiresAt !== null && Date.parse(expiresAt) <= this.#options.clock.nowMs();
+    return role === "admin" && scopes.includes("admin") && !expired;
   }
 
   #checkFuture(expiresAt: string | null): void {

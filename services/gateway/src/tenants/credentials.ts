@@ -9,7 +9,10 @@ export type Headers = Readonly<Record<string, string | string[] | undefined>>;
  * @throws ServingError UNAUTHENTICATED where it is not readable or two differ.
  */
 export function readCredential(headers: Headers): string | undefined {
-  const found = [fromAuthorization(single(headers["authorization"], "authorization")), single(headers["x-api-key"], "x-api-key")];
+  const found = [
+    fromAuthorization(single(headers["authorization"], "authorization")),
+    single(headers["x-api-key"], "x-api-key"),
+  ];
   const keys = new Set(found.filter((key) => key !== undefined));
   if (keys.size > 1) {
     throw new ServingError("UNAUTHENTICATED", "the headers authorization and x-api-key hold different keys; send one");

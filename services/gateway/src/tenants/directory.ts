@@ -18,6 +18,8 @@ export interface DirectoryOptions {
   /** In order of precedence, before the store. */
   readonly configured: readonly StaticKeys[];
   readonly store: KeyStore;
+  /** What callers without a key may do while there is none: everything, make pictures, or nothing. */
+  readonly anonymous: "all" | "pictures" | "nothing";
 }
 
 /** A change of which nobody was told, as of the file or after a lost message, is seen within this. */
@@ -72,7 +74,20 @@ export class TenantDirectory {
 
   /** Keys are asked for once there were any, or a place for them was configured; deleting the last opens nothing. */
   get keysRequired(): boolean {
+    return this.keysKnown || this.#options.anonymous === "nothing";
+  }
+
+  /** There are keys, or a place of their own for them: a file that is empty today may have some tomorrow. */
+  get keysKnown(): boolean {
     return this.#keysSeen || this.#options.configured.length > 0;
+  }
+
+  /**
+   * Callers without a key may administer. Not until the store was read, since there may be keys in it: whoever comes by
+   * loopback may make pictures meanwhile.
+   */
+  get anonymousAdmin(): boolean {
+    return this.#options.anonymous === "all" && this.complete;
   }
 
   key(id: string): KnownKey | undefined {

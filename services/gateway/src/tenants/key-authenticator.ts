@@ -18,14 +18,21 @@ export class KeyAuthenticator implements Authenticator {
     this.#clock = clock;
   }
 
-  async authenticate(headers: Headers, role: Role, scope: Scope = role === "user" ? "generate" : "admin"): Promise<Caller> {
+  async authenticate(
+    headers: Headers,
+    role: Role,
+    scope: Scope = role === "user" ? "generate" : "admin",
+  ): Promise<Caller> {
     const caller = this.#directory.keysRequired ? this.#byKey(headers) : this.#local();
     if (ROLES.indexOf(caller.role) < ROLES.indexOf(role)) {
       throw new ServingError("FORBIDDEN", `this asks for a key of role ${role}; this key's is ${caller.role}`);
     }
     const scopes = caller.scopes;
     if (scopes !== undefined && !scopes.has(scope)) {
-      throw new ServingError("FORBIDDEN", `this asks for a key of scope ${scope}; this key has ${[...scopes].join(", ")}`);
+      throw new ServingError(
+        "FORBIDDEN",
+        `this asks for a key of scope ${scope}; this key has ${[...scopes].join(", ")}`,
+      );
     }
     return caller;
   }
@@ -43,18 +50,17 @@ export class KeyAuthenticator implements Authenticator {
     return new ServingError("UNAUTHENTICATED", `the key atk_${keyId} expired while the request ran`);
   }
 
-  /**
-   * Until the store was read there may be keys in it: whoever comes by this machine's loopback may make pictures
-   * meanwhile, and administer nothing.
-   */
   #local(): Caller {
-    return this.#directory.complete ? LOCAL_CALLER : { ...LOCAL_CALLER, role: "user" };
+    return this.#directory.anonymousAdmin ? LOCAL_CALLER : { ...LOCAL_CALLER, role: "user" };
   }
 
   #byKey(headers: Headers): Caller {
     const text = readCredential(headers);
     if (text === undefined) {
-      throw new ServingError("UNAUTHENTICATED", "there is no key; send it as authorization: Bearer KEY or x-api-key: KEY");
+      throw new ServingError(
+        "UNAUTHENTICATED",
+        "there is no key; send it as authorization: Bearer KEY or x-api-key: KEY",
+      );
     }
     const key = readApiKey(text);
     if (key === undefined) {

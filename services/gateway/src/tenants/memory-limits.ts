@@ -1,5 +1,13 @@
 import { newId } from "@atelier/core";
-import { type Entered, type Entry, type Lease, MINUTE_MS, monthOf, nextMonthMs, type RateStanding } from "./accounts.ts";
+import {
+  type Entered,
+  type Entry,
+  type Lease,
+  MINUTE_MS,
+  monthOf,
+  nextMonthMs,
+  type RateStanding,
+} from "./accounts.ts";
 
 /** A place becomes free with the next request that ends, which nobody can foretell. */
 export const CONCURRENCY_RETRY_MS = 1_000;
@@ -34,7 +42,9 @@ export class MemoryLimits {
   readonly #monthUse: (tenant: string, month: string) => Omit<MonthUse, "month">;
 
   /** @param monthUse what is booked of a month already, asked once for each tenant and month. */
-  constructor(monthUse: (tenant: string, month: string) => Omit<MonthUse, "month"> = () => ({ images: 0, deviceMs: 0 })) {
+  constructor(
+    monthUse: (tenant: string, month: string) => Omit<MonthUse, "month"> = () => ({ images: 0, deviceMs: 0 }),
+  ) {
     this.#monthUse = monthUse;
   }
 
@@ -58,12 +68,19 @@ export class MemoryLimits {
     });
 
     const monthLeftMs = nextMonthMs(nowMs) - nowMs;
-    if (!fits(month.images + reserved.images, images, limits.imagesPerMonth)) return refuse("images_per_month", monthLeftMs);
-    if (!fits(month.deviceMs + reserved.deviceMs, deviceMs, limits.deviceMsPerMonth) || usedUp(month.deviceMs + reserved.deviceMs, limits.deviceMsPerMonth))
+    if (!fits(month.images + reserved.images, images, limits.imagesPerMonth))
+      return refuse("images_per_month", monthLeftMs);
+    if (
+      !fits(month.deviceMs + reserved.deviceMs, deviceMs, limits.deviceMsPerMonth) ||
+      usedUp(month.deviceMs + reserved.deviceMs, limits.deviceMsPerMonth)
+    )
       return refuse("device_seconds_per_month", monthLeftMs);
-    if (!fits(requests.count, 1, limits.requestsPerMinute)) return refuse("requests_per_minute", leftMs(requests, nowMs));
-    if (!fits(pictures.count, images, limits.imagesPerMinute)) return refuse("images_per_minute", leftMs(pictures, nowMs));
-    if (!fits(account.running.size, 1, limits.concurrentRequests)) return refuse("concurrent_requests", CONCURRENCY_RETRY_MS);
+    if (!fits(requests.count, 1, limits.requestsPerMinute))
+      return refuse("requests_per_minute", leftMs(requests, nowMs));
+    if (!fits(pictures.count, images, limits.imagesPerMinute))
+      return refuse("images_per_minute", leftMs(pictures, nowMs));
+    if (!fits(account.running.size, 1, limits.concurrentRequests))
+      return refuse("concurrent_requests", CONCURRENCY_RETRY_MS);
 
     const lease: Lease = { tenant, id: newId("lease"), images, deviceMs };
     account.running.set(lease.id, lease);

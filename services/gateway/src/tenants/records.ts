@@ -16,7 +16,10 @@ const name = z.string().regex(NAME).describe("a name of 1 to 64 letters, digits,
 const hash = z.string().regex(API_KEY_HASH).describe('"sha256:" and 64 hexadecimal digits');
 const text = z.string().min(1).max(200).describe("a text of 1 to 200 characters");
 const names = z.array(text).max(1000).describe("a list of at most 1000 names");
-const scopes = z.array(z.enum(SCOPES)).min(1).describe(`a list of ${SCOPES.join(", ")}`);
+const scopes = z
+  .array(z.enum(SCOPES))
+  .min(1)
+  .describe(`a list of ${SCOPES.join(", ")}`);
 
 /** The parts of a key that whoever makes it chooses. */
 export const keyFields = {

@@ -2,9 +2,15 @@ import { type Clock, ServingError } from "@atelier/core";
 import type { Caller } from "../caller.ts";
 import type { Served, TenantLimits, TenantTicket } from "../generations/ports.ts";
 import type { CompleteRequest } from "../image-request.ts";
-import type { Accounts, Entered, LimitName, Limits, Standing, UsageRow } from "./accounts.ts";
-import { dayOf } from "./accounts.ts";
-import { checkAllowed } from "./allow-lists.ts";
+import {
+  type Accounts,
+  dayOf,
+  type Entered,
+  type LimitName,
+  type Limits,
+  type Standing,
+  type UsageRow,
+} from "./accounts.ts";
 import { deviceMsOf } from "./device-time.ts";
 import type { TenantDirectory } from "./directory.ts";
 import type { KeyAuthenticator } from "./key-authenticator.ts";
@@ -43,7 +49,6 @@ export class TenantGate implements TenantLimits {
     onStanding?: (standing: Standing) => void,
   ): Promise<TenantTicket> {
     const { directory, accounts } = this.#options;
-    checkAllowed(caller, asked);
     const settings = directory.tenant(caller.tenant);
     const limits = limitsOf(settings);
     checkFitsAtAll(asked, settings);
@@ -137,7 +142,10 @@ function checkFitsAtAll({ numImages }: CompleteRequest, settings: TenantSettings
   }
 }
 
-function refusal({ limit, retryAfterMs }: Extract<Entered, { granted: false }>, settings: TenantSettings): ServingError {
+function refusal(
+  { limit, retryAfterMs }: Extract<Entered, { granted: false }>,
+  settings: TenantSettings,
+): ServingError {
   const monthly = limit.endsWith("_per_month");
   const tail = monthly ? "; the next month begins at midnight UTC" : "";
   const message = `this tenant's ${limit} is ${settings[limit]}, and that is used up${tail}`;

@@ -1,0 +1,25 @@
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { estimateToJson } from "../dialects/estimate.ts";
+import type { GenerationContext } from "../generations/ports.ts";
+import type { ImageRequestDraft } from "../image-request.ts";
+import type { Estimator } from "../tenants/estimate.ts";
+
+export interface Estimating extends Partial<Pick<GenerationContext, "priority">> {
+  readonly draft: ImageRequestDraft;
+}
+
+/** The caller asks what its request would take, and for nothing to be made. */
+export function isDryRun({ query }: FastifyRequest): boolean {
+  return (query as { readonly dry_run?: unknown }).dry_run === "true";
+}
+
+/** Answers with what the request would take and cost. */
+export function answerEstimate(
+  { caller }: Pick<FastifyRequest, "caller">,
+  reply: FastifyReply,
+  { draft, priority }: Estimating,
+  { estimator }: { readonly estimator: Estimator },
+): FastifyReply {
+  const estimate = estimator.estimate(draft, { caller, priority });
+  return reply.type("application/json; charset=utf-8").send(estimateToJson(estimate));
+}

@@ -1,0 +1,101 @@
+import { ConfigError } from "@atelier/core";
+import type { GatewayWorld } from "../build-gateway.ts";
+import type { Caller } from "../caller.ts";
+import type { GatewayConfig } from "../config.ts";
+import type { CompleteRequest } from "../image-request.ts";
+import type { Accounts } from "./accounts.ts";
+import { KeyAdmin } from "./admin.ts";
+import { openDatabase } from "./database.ts";
+import { TenantDirectory } from "./directory.ts";
+import { EmbeddedAccounts } from "./embedded-accounts.ts";
+import { KeyAuthenticator } from "./key-authenticator.ts";
+import { sqliteKeyStore } from "./key-store-sqlite.ts";
+import { SqliteUsage } from "./sqlite-usage.ts";
+import { environmentKeys, keysFile } from "./static-keys.ts";
+import type { Tariff } from "./tariff.ts";
+import { TenantGate } from "./tenant-gate.ts";
+
+/** Who may use this gateway, how much of it, and what they did: all parts of it together. */
+export interface Tenancy {
+  readonly directory: TenantDirectory;
+  readonly authenticator: KeyAuthenticator;
+  readonly gate: TenantGate;
+  readonly admin: KeyAdmin;
+  readonly accounts: Accounts;
+  readonly tariff: Tariff;
+  /** Says in the log who may come, once the gateway listens. */
+  announce(): void;
+  close(): Promise<void>;
+}
+
+export interface TenancyOptions extends Pick<GatewayWorld, "clock" | "log"> {
+  readonly config: Pick<GatewayConfig, "listen" | "tenancy">;
+  /** Device milliseconds that a request would take; 0 where nobody knows. */
+  readonly predictMs: (asked: CompleteRequest, caller: Caller) => number;
+}
+
+/** @throws ConfigError where keys cannot be read, or none is known and callers from elsewhere could come. */
+export async function openTenancy({ config, clock, log, predictMs }: TenancyOptions): Promise<Tenancy> {
+  const { keysFile: file, keys, dataDir, tariff, anonymousAllowed } = config.tenancy;
+  const database = openDatabase(dataDir);
+  const store = sqliteKeyStore(database);
+  const accounts = new EmbeddedAccounts({ clock, book: new SqliteUsage(database) });
+  const configured = [
+    ...(file === undefined ? [] : [keysFile(file)]),
+    ...(keys === undefined ? [] : [environmentKeys(keys)]),
+  ];
+  const outside = !isLoopback(config.listen.host);
+  const directory = new TenantDirectory({
+    clock,
+    log,
+    configured,
+    store,
+    anonymous: anonymousOf({ outside, anonymousAllowed }),
+  });
+  await directory.start();
+  if (outside && !anonymousAllowed && directory.complete && !directory.keysKnown) {
+    await directory.close();
+    database.close();
+    throw new ConfigError(openToAll(config.listen.host));
+  }
+  const authenticator = new KeyAuthenticator({ directory, clock });
+  const gate = new TenantGate({ directory, authenticator, accounts, tariff, predictMs, clock });
+  return {
+    directory,
+    authenticator,
+    gate,
+    admin: new KeyAdmin({ directory, store, clock, log }),
+    accounts,
+    tariff,
+    announce: () => {
+      if (directory.keysRequired) return;
+      const { host } = config.listen;
+      if (outside) log.warn({ host }, "no key is asked of callers, as ATELIER_ANONYMOUS=allow says");
+      else log.info({ host }, "no keys are configured: open to this machine's loopback only");
+    },
+    close: async () => {
+      gate.close();
+      await directory.close();
+      await accounts.close();
+      database.close();
+    },
+  };
+}
+
+function anonymousOf({ outside, anonymousAllowed }: { outside: boolean; anonymousAllowed: boolean }) {
+  if (!outside) return "all" as const;
+  return anonymousAllowed ? ("pictures" as const) : ("nothing" as const);
+}
+
+function openToAll(host: string): string {
+  return [
+    `ATELIER_LISTEN names ${host}, which others can reach, and there is no API key:`,
+    "  set ATELIER_KEYS_FILE (or ATELIER_KEYS) to keys that `atelier keys create --offline` makes,",
+    "  or ATELIER_LISTEN to an address of loopback such as 127.0.0.1:8080,",
+    "  or ATELIER_ANONYMOUS=allow where a proxy of your own asks callers who they are",
+  ].join("\n");
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
+}
