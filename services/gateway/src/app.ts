@@ -17,6 +17,8 @@ import type { Generations } from "./generations/generations.ts";
 import { type Authenticator, authenticateAll } from "./http/authentication.ts";
 import { answerBrokenHttp } from "./http/broken-http.ts";
 import { type ErrorReply, errorReply, readableError } from "./http/error-reply.ts";
+import { heedIdempotencyKeys } from "./http/idempotency.ts";
+import type { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { acceptJsonOnly } from "./http/json-body.ts";
 import { refuseUnknownRoutes } from "./http/not-found.ts";
 import { collectOpenApi, openApiRoute } from "./http/openapi.ts";
@@ -49,6 +51,7 @@ export interface AppOptions {
   readonly authenticator: Authenticator;
   readonly tenancy: Tenancy;
   readonly estimator: Estimator;
+  readonly idempotencyKeys: IdempotencyKeys;
   readonly inFlight: InFlight;
   readonly metrics: GatewayMetrics;
   readonly clock: Clock;
@@ -91,6 +94,7 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   });
 
   authenticateAll(app, options.authenticator);
+  heedIdempotencyKeys(app, { ...options, keys: options.idempotencyKeys });
 
   await collectOpenApi(app);
   openApiRoute(app);

@@ -8,6 +8,7 @@ import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
 import { withoutAdmission, withoutCache } from "./generations/without.ts";
+import { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
 import { Balancer } from "./placement/balancer.ts";
@@ -42,6 +43,9 @@ export interface GatewayWorld {
   readonly onBug: (bug: InvariantError) => void;
 }
 
+/** Answers under idempotency keys that a gateway keeps beside the shared ones: enough for some minutes without those. */
+const OWN_ANSWERS_BYTES_MAX = 64 * 1024 * 1024;
+
 /** The parts as the configuration chooses them: which adapter stands behind which port. */
 export async function buildGateway(config: GatewayConfig, world: GatewayWorld): Promise<Gateway> {
   const { random } = world;
@@ -66,6 +70,13 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     admission: withoutAdmission,
     dispatcher: new Dispatcher(placer),
   });
+  const idempotencyKeys = new IdempotencyKeys({
+    ...world,
+    own: redis === undefined ? store : new MemoryStore(world.clock, { bytesMax: OWN_ANSWERS_BYTES_MAX }),
+    shared: redis === undefined ? undefined : store,
+    leaseMs: config.leaseMs,
+    note: (outcome) => metrics.idempotency.inc({ outcome }),
+  });
   const app = await buildApp({
     ...config,
     ...world,
@@ -76,6 +87,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     authenticator: tenancy.authenticator,
     tenancy,
     estimator: new Estimator({ ...tenancy, generations, placer }),
+    idempotencyKeys,
   });
   app.addHook("onListen", async () => tenancy.announce());
   return {

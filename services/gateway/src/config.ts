@@ -18,6 +18,8 @@ export interface GatewayConfig {
   readonly inFlightMax: number;
   /** Undefined: this gateway keeps for itself what gateways would share. */
   readonly redis: RedisConfig | undefined;
+  /** How soon the other gateways may take over what a gateway that died was at. */
+  readonly leaseMs: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly tenancy: TenancyConfig;
 }
@@ -54,6 +56,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       prefix: read.ATELIER_REDIS_PREFIX,
       timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
     },
+    leaseMs: read.ATELIER_LEASE_MS,
     logLevel: read.ATELIER_LOG_LEVEL,
     tenancy: {
       keysFile: read.ATELIER_KEYS_FILE,
@@ -104,6 +107,8 @@ const environment = z
       .string()
       .regex(/^[A-Za-z]{1,8}$/, "must be 1 to 8 letters, such as EUR")
       .default("USD"),
+    // Renewed three times in its length: a pause of some seconds, as a long garbage collection, loses nothing.
+    ATELIER_LEASE_MS: fromEnv.integer({ min: 300, max: 600_000 }).default(10_000),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
   .superRefine(checkRedis)

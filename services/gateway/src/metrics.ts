@@ -8,6 +8,7 @@ export interface GatewayMetrics {
   readonly requests: Counter<"route" | "method" | "status">;
   readonly requestSeconds: Histogram<"route">;
   readonly images: Counter<"model" | "format" | "simulated">;
+  readonly idempotency: Counter<"outcome">;
 }
 
 export function createGatewayMetrics({ fleet, inFlight }: { fleet: Fleet; inFlight: InFlight }): GatewayMetrics {
@@ -52,6 +53,12 @@ export function createGatewayMetrics({ fleet, inFlight }: { fleet: Fleet; inFlig
       name: "atelier_gateway_images_total",
       help: "Pictures delivered to callers.",
       labelNames: ["model", "format", "simulated"],
+      registers,
+    }),
+    idempotency: new Counter({
+      name: "atelier_gateway_idempotency_total",
+      help: "Requests with an idempotency key: done first, replayed, refused as another request's or as still busy; and, besides, those that the shared store was not there for.",
+      labelNames: ["outcome"],
       registers,
     }),
   };

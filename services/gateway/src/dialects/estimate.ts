@@ -1,3 +1,4 @@
+import type { FastifyRequest } from "fastify";
 import { z } from "zod";
 import { IMAGE_FORMATS } from "../image-request.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
@@ -10,6 +11,11 @@ export const dryRunQuery = z.strictObject({
     .default("false")
     .describe("true: says what the request would take and cost, and makes nothing."),
 });
+
+/** The caller asks what its request would take, and for nothing to be made. */
+export function isDryRun({ query }: Pick<FastifyRequest, "query">): boolean {
+  return (query as { readonly dry_run?: unknown } | null)?.dry_run === "true";
+}
 
 export const estimateReply = z
   .object({

@@ -20,7 +20,7 @@ describe("an error as HTTP says it", () => {
   });
 
   it("keeps the status and headers of HTTP's own refusals", () => {
-    const { status, headers } = errorReply(new HttpRefusal(405, "no", { allow: "GET" }), "r1");
+    const { status, headers } = errorReply(new HttpRefusal(405, "no", { headers: { allow: "GET" } }), "r1");
     expect([status, headers]).toEqual([405, { allow: "GET" }]);
   });
 });

@@ -45,13 +45,23 @@ export const errorBody = z
 
 export type ErrorBody = z.infer<typeof errorBody>;
 
+export interface HttpRefusalOptions {
+  readonly code?: ErrorCode;
+  readonly field?: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
 /** A failure of HTTP's own, whose status says more than the code's. */
 export class HttpRefusal extends ServingError {
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
 
-  constructor(status: number, message: string, headers: Readonly<Record<string, string>> = {}) {
-    super("INVALID_REQUEST", message);
+  constructor(
+    status: number,
+    message: string,
+    { code = "INVALID_REQUEST", field, headers = {} }: HttpRefusalOptions = {},
+  ) {
+    super(code, message, { field });
     this.status = status;
     this.headers = headers;
   }

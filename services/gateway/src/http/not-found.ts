@@ -17,6 +17,6 @@ export function refuseUnknownRoutes(app: FastifyInstance): void {
     if (methods === undefined)
       throw new ServingError("NOT_FOUND", `there is no route ${showValue(path)}; /openapi.json lists them`);
     const allow = [...methods].join(", ");
-    throw new HttpRefusal(405, `${method} is not a method of ${path}; it has ${allow}`, { allow });
+    throw new HttpRefusal(405, `${method} is not a method of ${path}; it has ${allow}`, { headers: { allow } });
   });
 }

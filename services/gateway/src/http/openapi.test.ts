@@ -101,6 +101,13 @@ describe("GET /openapi.json", () => {
     }
   });
 
+  it("documents the idempotency key of the routes that heed one", () => {
+    const headers = (path: string, method: string) =>
+      (document.paths[path]![method]!.parameters ?? []).filter((parameter) => parameter.in === "header");
+    expect(headers("/generate", "post").map(({ name }) => name)).toEqual(["idempotency-key"]);
+    expect(headers("/v1/models", "get")).toEqual([]);
+  });
+
   it("documents the picture as bytes, the refusals, and the header on every answer", () => {
     const { responses } = document.paths["/generate"]!["post"]!;
     expect(Object.keys(responses["200"]!.content)).toEqual([
@@ -117,8 +124,10 @@ describe("GET /openapi.json", () => {
       "403",
       "404",
       "406",
+      "409",
       "413",
       "415",
+      "422",
       "429",
       "500",
       "502",
@@ -139,7 +148,14 @@ interface OpenApi {
   security: object[];
   paths: Record<
     string,
-    Record<string, { security?: object[]; responses: Record<string, { content: object; headers: object }> }>
+    Record<
+      string,
+      {
+        security?: object[];
+        parameters?: { in: string; name: string }[];
+        responses: Record<string, { content: object; headers: object }>;
+      }
+    >
   >;
   components: {
     securitySchemes: object;

@@ -4,6 +4,7 @@ import type { FastifyInstance } from "fastify";
 import { createJsonSchemaTransform, createJsonSchemaTransformObject } from "fastify-type-provider-zod";
 import { z } from "zod";
 import { errorBody } from "./error-reply.ts";
+import { IDEMPOTENCY_HEADER } from "./idempotency.ts";
 import { REQUEST_ID_HEADER } from "./request-id.ts";
 
 const DESCRIPTION = `Makes pictures from prompts.
@@ -46,18 +47,37 @@ export async function collectOpenApi(app: FastifyInstance): Promise<void> {
       components: { securitySchemes: SECURITY_SCHEMES },
       security: Object.keys(SECURITY_SCHEMES).map((name) => ({ [name]: [] })),
     },
-    transform: (route) => {
-      if (route.route.config?.access === "public") {
-        const transformed = transform(route);
-        return { ...transformed, schema: { ...transformed.schema, security: [] } };
-      }
-      // Whatever else a route documents, it may refuse a key.
-      const response = { ...errorResponses(401, 403), ...(route.schema?.response as object | undefined) };
-      return transform({ ...route, schema: { ...route.schema, response } });
-    },
+    transform: documentRoute,
     transformObject: completeDocument,
   });
 }
+
+/** What a route's config says of it, on top of its schema. */
+const documentRoute: typeof transform = (route) => {
+  const { access, idempotent = false } = route.route.config ?? {};
+  if (access === "public") {
+    const transformed = transform(route);
+    return { ...transformed, schema: { ...transformed.schema, security: [] } };
+  }
+  // Whatever else a route documents, it may refuse a key.
+  const response = { ...errorResponses(401, 403), ...(route.schema?.response as object | undefined) };
+  const transformed = transform({ ...route, schema: { ...route.schema, response } });
+  if (idempotent === false) return transformed;
+  return { ...transformed, schema: { ...transformed.schema, headers: idempotencyHeader } };
+};
+
+const idempotencyHeader = {
+  type: "object",
+  properties: {
+    [IDEMPOTENCY_HEADER]: {
+      type: "string",
+      minLength: 1,
+      maxLength: 255,
+      description:
+        "However often the request is sent under one key within 24 hours, it is answered once, and that answer given again with idempotency-replayed: true. Refusals and failures are not kept.",
+    },
+  },
+};
 
 /** GET /openapi.json. */
 export function openApiRoute(app: FastifyInstance): void {
@@ -93,9 +113,10 @@ const FAILURES: Record<number, string> = {
   403: "The key does not allow this.",
   404: "No such model, or no such route.",
   406: "The Accept header rules out every kind of answer.",
-  409: "It contradicts an earlier request.",
+  409: "The same request is still in progress under this idempotency key. Retry-After says when to come back.",
   413: "The body is too large.",
   415: "The body is not application/json.",
+  422: "The idempotency key was used for another request.",
   429: "More than the key's own limits allow. Retry-After says when to come back.",
   500: "An error on our side.",
   502: "The worker was lost while it made the picture. The request can be sent again.",
@@ -111,7 +132,7 @@ const completeDocument: SwaggerTransformObject = (document) => {
     for (const [status, response] of Object.entries(operation.responses ?? {})) {
       response.headers = {
         [REQUEST_ID_HEADER]: { description: "Names the request in our logs.", schema: { type: "string" } },
-        ...((status === "503" || status === "429") && {
+        ...(["409", "429", "503"].includes(status) && {
           "retry-after": { description: "Seconds.", schema: { type: "integer" } },
         }),
       };

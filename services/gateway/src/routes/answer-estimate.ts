@@ -8,11 +8,6 @@ export interface Estimating extends Partial<Pick<GenerationContext, "priority">>
   readonly draft: ImageRequestDraft;
 }
 
-/** The caller asks what its request would take, and for nothing to be made. */
-export function isDryRun({ query }: FastifyRequest): boolean {
-  return (query as { readonly dry_run?: unknown }).dry_run === "true";
-}
-
 /** Answers with what the request would take and cost. */
 export function answerEstimate(
   { caller }: Pick<FastifyRequest, "caller">,

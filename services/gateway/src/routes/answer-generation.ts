@@ -35,9 +35,10 @@ export interface Answering {
 export async function answerGeneration(
   request: FastifyRequest,
   reply: FastifyReply,
-  { kind, draft, context, toJson, queuedAfterMs }: Answering,
+  { kind, draft: asked, context, toJson, queuedAfterMs }: Answering,
   { generations, clock, noteFailure }: GenerationRouteOptions,
 ): Promise<FastifyReply> {
+  const draft = { ...asked, seed: asked.seed ?? request.keyedWork?.seed };
   if (kind === "events") {
     return sendEvents(reply, {
       clock,

@@ -1,17 +1,17 @@
 import type { GatewayApp } from "../app.ts";
-import { dryRunQuery, orEstimate } from "../dialects/estimate.ts";
+import { dryRunQuery, isDryRun, orEstimate } from "../dialects/estimate.ts";
 import { draftFromBody, generateBody, generateReply, replyFromServed } from "../dialects/generate.ts";
 import { generateEvent } from "../dialects/generate-events.ts";
 import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { contextOf } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
-import { answerEstimate, isDryRun } from "./answer-estimate.ts";
+import { answerEstimate } from "./answer-estimate.ts";
 import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";
 
 /** POST /generate: parse, have it made, answer. */
 export function generateRoute(app: GatewayApp, options: GenerationRouteOptions): void {
-  app.post("/generate", { schema }, async (request, reply) => {
+  app.post("/generate", { schema, config: { idempotent: true } }, async (request, reply) => {
     if (isDryRun(request)) {
       const { body } = request;
       const draft = draftFromBody(body, { id: request.id, format: body.format ?? "png" });
@@ -44,6 +44,6 @@ const schema = {
         [EVENT_STREAM_TYPE]: { schema: sentAsStream(generateEvent) },
       },
     },
-    ...errorResponses(400, 401, 403, 404, 406, 413, 415, 429, 500, 502, 503, 504, 507),
+    ...errorResponses(400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507),
   },
 };

@@ -1,5 +1,6 @@
 import { newId } from "@atelier/core";
 import type { GatewayApp } from "../app.ts";
+import { dryRunQuery, isDryRun, orEstimate } from "../dialects/estimate.ts";
 import {
   draftFromGeneration,
   generationBody,
@@ -12,6 +13,7 @@ import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { contextOf } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
+import { answerEstimate } from "./answer-estimate.ts";
 import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";
 
 /** A caller that looks at a stream would like to know within this time that it is in the right place. */
@@ -19,10 +21,14 @@ const QUEUED_AFTER_MS = 250;
 
 /** POST /v1/generations: our own API, which can say all that a request may be. */
 export function generationsRoute(app: GatewayApp, options: GenerationRouteOptions): void {
-  app.post("/v1/generations", { schema }, async (request, reply) => {
+  app.post("/v1/generations", { schema, config: { idempotent: true } }, async (request, reply) => {
     const { body } = request;
-    const { kind, format } = chooseReply(request.headers.accept, body);
     const id = newId("gen");
+    if (isDryRun(request)) {
+      const draft = draftFromGeneration(body, { id, format: body.format ?? "png" });
+      return answerEstimate(request, reply, { draft, priority: body.priority }, options);
+    }
+    const { kind, format } = chooseReply(request.headers.accept, body);
     const draft = draftFromGeneration(body, { id, format });
     const context = contextOf(request, reply, { ...options, ...limitsFromBody(body) });
     return answerGeneration(
@@ -41,17 +47,18 @@ const schema = {
     "Answers with JSON, or with the bytes of the picture when the Accept header prefers image/png, image/jpeg, image/webp or image/*, " +
     "or with server-sent events when it prefers text/event-stream. Closing the connection cancels.",
   body: generationBody,
+  querystring: dryRunQuery,
   response: {
     200: {
       description: "The pictures.",
       content: {
-        [JSON_TYPE]: { schema: generationReply },
+        [JSON_TYPE]: { schema: orEstimate(generationReply) },
         "image/png": { schema: sentAsBytes },
         "image/jpeg": { schema: sentAsBytes },
         "image/webp": { schema: sentAsBytes },
         [EVENT_STREAM_TYPE]: { schema: sentAsStream(generationEvent) },
       },
     },
-    ...errorResponses(400, 401, 403, 404, 406, 413, 415, 429, 500, 502, 503, 504, 507),
+    ...errorResponses(400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507),
   },
 };
