@@ -18,7 +18,7 @@ export class RedisCircuit {
   #open: boolean;
   #lastSuccessMs = Number.NEGATIVE_INFINITY;
   #cancelProbe: () => void = () => {};
-  #probing = false;
+  #probing: Promise<void> | undefined;
   #closed = false;
   readonly #world: CircuitWorld;
 
@@ -32,22 +32,14 @@ export class RedisCircuit {
     return this.#open;
   }
 
-  /** Tries at once instead of when the pause is over, as when a connection was just made. */
-  async probe(): Promise<void> {
-    if (this.#probing || this.#closed) return;
-    this.#probing = true;
-    this.#cancelProbe();
-    try {
-      await this.#world.probe();
-      this.#probesFailed = 0;
-      this.succeeded();
-      this.#set({ open: false });
-    } catch (error) {
-      this.#probesFailed += 1;
-      this.failed(error);
-    }
-    this.#probing = false;
-    this.#probeLater();
+  /** Tries at once instead of when the pause is over, as when a connection was just made. Never rejects. */
+  probe(): Promise<void> {
+    if (this.#closed) return Promise.resolve();
+    this.#probing ??= this.#probe().finally(() => {
+      this.#probing = undefined;
+      this.#probeLater();
+    });
+    return this.#probing;
   }
 
   /** An answer came, of whatever content. It does not close an open circuit: it may be an old one's. */
@@ -61,12 +53,25 @@ export class RedisCircuit {
     this.#failures += 1;
     if (this.#failures < FAILURES_MAX || this.#open) return;
     this.#set({ open: true }, why);
-    if (!this.#probing) this.#probeLater();
+    if (this.#probing === undefined) this.#probeLater();
   }
 
   close(): void {
     this.#closed = true;
     this.#cancelProbe();
+  }
+
+  async #probe(): Promise<void> {
+    this.#cancelProbe();
+    try {
+      await this.#world.probe();
+      this.#probesFailed = 0;
+      this.succeeded();
+      this.#set({ open: false });
+    } catch (error) {
+      this.#probesFailed += 1;
+      this.failed(error);
+    }
   }
 
   #set({ open }: { open: boolean }, why?: unknown): void {
