@@ -1,5 +1,5 @@
 import { existsSync, globSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { cached, NotToBeHad } from "./cache-folder.ts";
 import type { Program } from "./programs.ts";
@@ -37,6 +37,7 @@ async function unpack(packageName: string, folder: string): Promise<void> {
   for (const file of globSync("*.deb", { cwd: downloads })) {
     must(await runProgram("dpkg", ["--extract", join(downloads, file), folder]), `unpacking ${file}`);
   }
+  await Promise.all([downloads, join(folder, "apt")].map((used) => rm(used, { recursive: true, force: true })));
 }
 
 /** None where the system's package lists know the package; else lists of our own, freshly fetched. */

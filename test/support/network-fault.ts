@@ -1,5 +1,6 @@
 import { createServer, type Server, Socket } from "node:net";
 import { tmpdir } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { onPath, type Program, toxiproxyServer } from "../../scripts/services/programs.ts";
 import { ChildProgram } from "./child-program.ts";
 import { freePorts } from "./free-ports.ts";
@@ -99,9 +100,11 @@ export async function relayTo(upstreamPort: number): Promise<BadNetwork> {
       });
     }
     outside.on("data", (chunk: Buffer) => pass(chunk, inside));
+    // In order: what comes after the delay was taken away does not overtake what came before.
+    let last = Promise.resolve<unknown>(undefined);
     inside.on("data", (chunk: Buffer) => {
-      if (delayMs === 0) pass(chunk, outside);
-      else setTimeout(() => pass(chunk, outside), delayMs);
+      const due = sleep(delayMs);
+      last = last.then(() => due).then(() => pass(chunk, outside));
     });
   };
   const [port] = await freePorts(1);

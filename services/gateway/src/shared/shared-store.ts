@@ -13,7 +13,10 @@ export interface SharedStore {
   /** False where the value is not `expected` (any more). Atomic. */
   deleteIf(key: string, expected: string | Uint8Array): Promise<boolean>;
   delete(key: string): Promise<void>;
-  /** To every listener of the channel, in every gateway. At most once: who is not connected misses it. */
+  /**
+   * To every listener of the channel, in every gateway. At most once, since who is not connected misses it, and in no
+   * promised order: a cluster takes messages at any of its nodes.
+   */
   publish(channel: string, message: string): Promise<void>;
   /** The result ends it. */
   subscribe(channel: string, listener: (message: string) => void): () => void;
