@@ -2,7 +2,8 @@ import type { Clock, InvariantError, Random } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
 import type { GatewayConfig } from "./config.ts";
-import { Dispatcher } from "./dispatch.ts";
+import { ByteBudget } from "./dispatch/byte-budget.ts";
+import { Dispatcher } from "./dispatch/dispatcher.ts";
 import { Fleet } from "./fleet/fleet.ts";
 import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
@@ -48,14 +49,15 @@ const OWN_ANSWERS_BYTES_MAX = 64 * 1024 * 1024;
 
 /** The parts as the configuration chooses them: which adapter stands behind which port. */
 export async function buildGateway(config: GatewayConfig, world: GatewayWorld): Promise<Gateway> {
-  const { random } = world;
+  const { clock, random } = world;
   const fleet = new Fleet({
     ...world,
     directory: staticDirectory(config.workers),
     connect: (address) => new WorkerClient(address),
   });
   const inFlight = new InFlight({ max: config.inFlightMax });
-  const metrics = createGatewayMetrics({ fleet, inFlight });
+  const checkpoints = new ByteBudget(config.dispatch.checkpointBytesMax);
+  const metrics = createGatewayMetrics({ fleet, inFlight, checkpoints });
   const redis =
     config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
   const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
@@ -68,7 +70,15 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     tenantLimits: tenancy.gate,
     cache: withoutCache,
     admission: withoutAdmission,
-    dispatcher: new Dispatcher(placer),
+    dispatcher: new Dispatcher({
+      placer,
+      fleet,
+      clock,
+      random,
+      limits: { ...config.dispatch, retriesMax: config.inFlightMax },
+      checkpoints,
+      metrics: metrics.dispatch,
+    }),
   });
   const idempotencyKeys = new IdempotencyKeys({
     ...world,

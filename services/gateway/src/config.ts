@@ -20,6 +20,7 @@ export interface GatewayConfig {
   readonly redis: RedisConfig | undefined;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
+  readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly tenancy: TenancyConfig;
 }
@@ -33,6 +34,19 @@ export interface TenancyConfig {
   /** Folder of what an embedded gateway keeps; undefined: in memory. */
   readonly dataDir: string | undefined;
   readonly tariff: Tariff;
+}
+
+/** How hard a request is tried before its failure is the caller's. */
+export interface DispatchConfig {
+  readonly attemptsMax: number;
+  /** Of the requests, in the long run. */
+  readonly retryShare: number;
+  readonly retryWaitMs: number;
+  readonly stallMs: number;
+  /** Undefined: by size and steps; 0: none. */
+  readonly checkpointEvery: number | undefined;
+  readonly checkpointBytesMax: number;
+  readonly hedge: "off" | "learned" | number;
 }
 
 export interface HostPort {
@@ -57,6 +71,15 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
     },
     leaseMs: read.ATELIER_LEASE_MS,
+    dispatch: Object.freeze({
+      attemptsMax: read.ATELIER_ATTEMPTS_MAX,
+      retryShare: read.ATELIER_RETRY_SHARE,
+      retryWaitMs: read.ATELIER_RETRY_WAIT_MS,
+      stallMs: read.ATELIER_STALL_MS,
+      checkpointEvery: read.ATELIER_CHECKPOINT_EVERY_STEPS,
+      checkpointBytesMax: read.ATELIER_CHECKPOINT_BYTES_MAX,
+      hedge: read.ATELIER_HEDGE,
+    }),
     logLevel: read.ATELIER_LOG_LEVEL,
     tenancy: {
       keysFile: read.ATELIER_KEYS_FILE,
@@ -109,6 +132,23 @@ const environment = z
       .default("USD"),
     // Renewed three times in its length: a pause of some seconds, as a long garbage collection, loses nothing.
     ATELIER_LEASE_MS: fromEnv.integer({ min: 300, max: 600_000 }).default(10_000),
+    // One for the worker, one for its successor, and one more where that is taken as well.
+    ATELIER_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 10 }).default(3),
+    // As Finagle's and Envoy's budgets: an outage adds a fifth of load at most.
+    ATELIER_RETRY_SHARE: z.coerce.number({ error: "must be a number" }).min(0).max(1).default(0.2),
+    // A worker that restarts has loaded a model by then.
+    ATELIER_RETRY_WAIT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(15_000),
+    // Longer than the slowest step that was seen (a second, 1024x1024 on a CPU), and than a decoding.
+    ATELIER_STALL_MS: fromEnv.integer({ min: 100, max: 3_600_000 }).default(20_000),
+    ATELIER_CHECKPOINT_EVERY_STEPS: fromEnv.integer({ min: 0, max: 1_000 }).optional(),
+    // 2,000 pictures of 512x512 on their way.
+    ATELIER_CHECKPOINT_BYTES_MAX: fromEnv.bytes().default(256 * 1024 * 1024),
+    ATELIER_HEDGE: z
+      .union([z.enum(["off", "on"]), z.coerce.number().min(1).max(100)], {
+        error: "must be off, on, or how many times as long as predicted (1 to 100)",
+      })
+      .default("off")
+      .transform((read) => (read === "on" ? ("learned" as const) : read)),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
   .superRefine(checkRedis)

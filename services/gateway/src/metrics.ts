@@ -1,4 +1,6 @@
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
+import type { ByteBudget } from "./dispatch/byte-budget.ts";
+import { createDispatchMetrics, type DispatchMetrics } from "./dispatch/dispatch-metrics.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { InFlight } from "./in-flight.ts";
 
@@ -9,9 +11,16 @@ export interface GatewayMetrics {
   readonly requestSeconds: Histogram<"route">;
   readonly images: Counter<"model" | "format" | "simulated">;
   readonly idempotency: Counter<"outcome">;
+  readonly dispatch: DispatchMetrics;
 }
 
-export function createGatewayMetrics({ fleet, inFlight }: { fleet: Fleet; inFlight: InFlight }): GatewayMetrics {
+export interface Measured {
+  readonly fleet: Fleet;
+  readonly inFlight: InFlight;
+  readonly checkpoints: ByteBudget;
+}
+
+export function createGatewayMetrics({ fleet, inFlight, checkpoints }: Measured): GatewayMetrics {
   const registry = createRegistry("gateway");
   const registers = [registry];
   new Gauge({
@@ -36,6 +45,7 @@ export function createGatewayMetrics({ fleet, inFlight }: { fleet: Fleet; inFlig
   });
   return {
     registry,
+    dispatch: createDispatchMetrics(registry, checkpoints),
     requests: new Counter({
       name: "atelier_gateway_requests_total",
       help: "HTTP requests answered; status 499 is a caller that went away.",

@@ -6,7 +6,6 @@ import {
   type GenerateRequestSchema,
   ImageFormat,
   PriorityClass,
-  type Progress,
   type Receipt,
   Stage,
 } from "@atelier/proto";
@@ -20,16 +19,27 @@ import type {
   HiresFixReceipt,
   ImageFormatName,
   ImageRequest,
-  Preview,
   StageName,
-  StageProgress,
 } from "./image-request.ts";
 import { samplerFromWire, samplerToWire } from "./samplers.ts";
 
-/** The request as a worker takes it. `callId` must be unique among the calls in flight, which a caller's own id is not. */
+/** What a call asks for beside the request itself. */
+export interface CallOptions {
+  /** Unique among the calls in flight, which a caller's own id is not. */
+  readonly callId: string;
+  readonly order: ServiceOrder;
+  /** Which of the request's pictures. */
+  readonly part: { readonly first: number; readonly count: number };
+  /** Steps between checkpoints; 0: none. */
+  readonly checkpointEvery: number;
+  /** Where some of the pictures stand already. */
+  readonly resumeFrom: readonly DenoiseState[];
+}
+
+/** The request, or a part of it, as a worker takes it. */
 export function requestToWire(
   request: ImageRequest,
-  { callId, order, checkpointEvery }: { callId: string; order: ServiceOrder; checkpointEvery: number },
+  { callId, order, part, checkpointEvery, resumeFrom }: CallOptions,
 ): MessageInitShape<typeof GenerateRequestSchema> {
   return {
     requestId: callId,
@@ -42,13 +52,14 @@ export function requestToWire(
       steps: request.steps,
       guidanceScale: request.guidanceScale,
       sampler: samplerToWire(request.sampler),
-      seed: BigInt(request.seed),
-      numImages: request.numImages,
+      seed: BigInt(request.seed) + BigInt(part.first),
+      numImages: part.count,
       strength: request.initPicture?.strength ?? 0,
     },
     format: FORMATS[request.format],
     quality: request.quality ?? 0,
     initImage: request.initPicture?.bytes ?? new Uint8Array(),
+    resumeFrom: [...resumeFrom],
     checkpointEverySteps: checkpointEvery,
     previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant },
@@ -75,16 +86,8 @@ export function pictureFromWire(image: GeneratedImage): GeneratedPicture {
 }
 
 /** Undefined for a stage that a newer worker has and this gateway does not know. */
-export function progressFromWire(progress: Progress, stepsTotal: number): StageProgress | undefined {
-  const stage = STAGES[progress.stage];
-  if (stage === undefined) return undefined;
-  return { stage, stepsDone: progress.stepsDone, stepsTotal, imageIndex: progress.imageIndex };
-}
-
-/** Undefined where none came with it. */
-export function previewFromWire(progress: Progress, stepsTotal: number): Preview | undefined {
-  const { imageIndex, stepsDone, preview } = progress;
-  return preview.length === 0 ? undefined : { imageIndex, stepsDone, stepsTotal, data: preview };
+export function stageFromWire(stage: Stage): StageName | undefined {
+  return STAGES[stage];
 }
 
 /** `imageIndex` is the picture's number in the caller's request. */

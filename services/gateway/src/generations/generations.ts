@@ -1,7 +1,7 @@
 import { ServingError } from "@atelier/core";
 import { type Caller, PRIORITY_CLASSES } from "../caller.ts";
 import { completeRequest } from "../complete-request.ts";
-import type { Dispatcher } from "../dispatch.ts";
+import type { Dispatcher } from "../dispatch/dispatcher.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import type { CompleteRequest, Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
 import type { InFlight } from "../in-flight.ts";

@@ -1,0 +1,318 @@
+import { type Clock, newId, type Random, ServingError } from "@atelier/core";
+import { backoffMs } from "../fleet/backoff.ts";
+import type { WorkerView } from "../fleet/worker-view.ts";
+import type { MakeLimits } from "../generations/ports.ts";
+import type { Generation, ImageRequest } from "../image-request.ts";
+import type { Placement, Placer } from "../placement/placer.ts";
+import { backlogFromWire, requestToWire } from "../wire.ts";
+import { allowedSilenceMs } from "./allowed-silence.ts";
+import type { ByteBudget } from "./byte-budget.ts";
+import { callWorker } from "./call-worker.ts";
+import { checkpointInterval } from "./checkpoint-interval.ts";
+import type { DispatchMetrics } from "./dispatch-metrics.ts";
+import { explain, remedyFor } from "./failure.ts";
+import { Gathering } from "./gathering.ts";
+import type { Part } from "./part.ts";
+import { RetryBudget } from "./retry-budget.ts";
+import { Slowness } from "./slowness.ts";
+import { StallWatch } from "./stall-watch.ts";
+
+export interface DispatchLimits {
+  /** Calls that may fail before the failure is the caller's; a worker that leaves in order does not count. */
+  readonly attemptsMax: number;
+  /** Retries and hedges over all requests, as a share of them in the long run. */
+  readonly retryShare: number;
+  /** Retries and hedges that may be saved up. */
+  readonly retriesMax: number;
+  /** How long a request whose worker is lost waits for another, at most; never more than half of its time left. */
+  readonly retryWaitMs: number;
+  /** The least silence after which a worker counts as hanging. */
+  readonly stallMs: number;
+  /** Steps between checkpoints; undefined: by size and steps. */
+  readonly checkpointEvery: number | undefined;
+  /** Second attempts beside stragglers: never, when they are slower than 99 of 100, or at a multiple of the prediction. */
+  readonly hedge: "off" | "learned" | number;
+}
+
+export interface DispatcherOptions {
+  readonly placer: Placer;
+  readonly fleet: { views(): readonly WorkerView[] };
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly limits: DispatchLimits;
+  /** For states of half-finished pictures. */
+  readonly checkpoints: ByteBudget;
+  readonly metrics: DispatchMetrics;
+}
+
+/** What a request's attempts so far have come to. */
+interface Tried {
+  readonly failures: number;
+  readonly last: ServingError | undefined;
+  readonly avoid: ReadonlySet<string>;
+}
+
+/** A request on its way. */
+interface Making {
+  readonly request: ImageRequest;
+  readonly limits: MakeLimits;
+  readonly gathering: Gathering;
+}
+
+/** A call that runs, or ran. */
+interface Call {
+  readonly address: string;
+  /** Undefined: its part is complete. Rejects with the reason of the request's signal. */
+  readonly failure: Promise<ServingError | undefined>;
+  readonly cancel: (reason: ServingError) => void;
+}
+
+const NOTHING_TRIED: Tried = { failures: 0, last: undefined, avoid: new Set() };
+/** Under this a second attempt costs more than the wait. */
+const HEDGE_AFTER_MIN_MS = 500;
+
+/**
+ * Has a request's pictures made, by one worker or, where that one fails, by others: nothing that was accepted is lost.
+ * What is finished stays finished, and the rest goes on from its last checkpoint.
+ */
+export class Dispatcher {
+  readonly #options: DispatcherOptions;
+  readonly #budget: RetryBudget;
+  readonly #slowness = new Slowness();
+
+  constructor(options: DispatcherOptions) {
+    this.#options = options;
+    const { retryShare, retriesMax } = options.limits;
+    this.#budget = new RetryBudget({ share: retryShare, max: retriesMax });
+  }
+
+  /**
+   * @throws ServingError with the worker's own code, WORKER_LOST when it died and none could take over in time,
+   * DEADLINE_EXCEEDED, NO_WORKER, or the reason of `signal`.
+   */
+  async generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
+    this.#budget.requestCame();
+    const gathering = new Gathering(request, limits, this.#options.checkpoints);
+    const ended = new AbortController(); // one part that fails takes the others with it
+    const signal = AbortSignal.any([limits.signal, ended.signal]);
+    try {
+      await this.#make(gathering.whole(), { request, limits: { ...limits, signal }, gathering }, NOTHING_TRIED);
+      const generation = gathering.finish();
+      const steps = generation.receipt.resumedAtSteps.reduce((sum, step) => sum + step, 0);
+      this.#options.metrics.resumedSteps.inc(steps);
+      return generation;
+    } finally {
+      ended.abort(SUPERSEDED);
+      gathering.close();
+    }
+  }
+
+  /** Makes a part of the request, and after a failure what that has left of it. */
+  async #make(part: Part, making: Making, tried: Tried): Promise<void> {
+    const placement = await this.#place(part, making, tried);
+    const avoid = new Set(tried.avoid);
+    const failure = await this.#attempt(part, placement, making, avoid);
+    if (failure === undefined) return;
+    const next = this.#afterFailure(failure, part, making, { ...tried, avoid });
+    await Promise.all(making.gathering.rest(part).map((rest) => this.#make(rest, making, next)));
+  }
+
+  /** @throws the failure where nothing is to be done about it. */
+  #afterFailure(failure: ServingError, part: Part, { gathering, limits }: Making, tried: Tried): Tried {
+    const { metrics } = this.#options;
+    const remedy = remedyFor(failure);
+    // Nothing is made twice where a worker leaves in order.
+    const moved = failure.code === "DRAINING";
+    const failures = tried.failures + (moved ? 0 : 1);
+    if (remedy === "none" || limits.deadline.passed || failures >= this.#options.limits.attemptsMax) throw failure;
+    if (!moved && !this.#budget.take()) {
+      metrics.retriesRefused.inc();
+      throw failure;
+    }
+    metrics.retries.inc({ reason: failure.code });
+    if (remedy !== "from-noise") return { failures, last: failure, avoid: tried.avoid };
+    gathering.forgetStates(part);
+    return { ...NOTHING_TRIED, failures };
+  }
+
+  /** A place for a part: at once the first time, and after a failure elsewhere, or where it was when that is back. */
+  async #place(part: Part, { request, limits }: Making, { last, avoid }: Tried): Promise<Placement> {
+    const { placer, clock, random, limits: own } = this.#options;
+    const image = part.count === request.numImages ? request : { ...request, numImages: part.count };
+    if (last === undefined) return placer.place(image, { ...limits, avoid });
+    const giveUpAtMs = clock.nowMs() + Math.min(own.retryWaitMs, limits.deadline.leftMs / 2);
+    for (let failures = 1; ; failures++) {
+      const placement = await placer.place(image, { ...limits, avoid }).catch(noneIfNobody);
+      const elsewhere = placement !== undefined && !avoid.has(placement.worker.address);
+      // A worker that has just died looks alive for a moment more.
+      if (elsewhere || (placement !== undefined && failures > 1)) return placement;
+      placement?.release();
+      if (remedyFor(last) === "another") throw last;
+      const delayMs = backoffMs(failures, random);
+      if (clock.nowMs() + delayMs > giveUpAtMs) throw last;
+      await sleep(clock, delayMs, limits.signal);
+    }
+  }
+
+  /** One call, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
+  async #attempt(
+    part: Part,
+    placement: Placement,
+    making: Making,
+    avoid: Set<string>,
+  ): Promise<ServingError | undefined> {
+    const first = this.#call(part, placement, making);
+    const second = await this.#hedge(first, part, placement, making, avoid);
+    if (second === undefined) return failureOf(first, avoid);
+
+    const { hedges } = this.#options.metrics;
+    const ended = await Promise.race([first, second].map((call) => call.failure.then(() => call)));
+    const other = ended === first ? second : first;
+    const failure = (await failureOf(ended, avoid)) && (await failureOf(other, avoid));
+    const won = (await ended.failure) === undefined ? ended : other;
+    if (won === ended) {
+      other.cancel(SUPERSEDED);
+      await other.failure;
+    }
+    hedges.inc({ outcome: failure === undefined && won === second ? "won" : "lost" });
+    return failure;
+  }
+
+  /** A second call beside `first` once that takes suspiciously long; undefined where it ends before, or cannot be. */
+  async #hedge(
+    first: Call,
+    part: Part,
+    { predicted, worker }: Placement,
+    making: Making,
+    avoid: ReadonlySet<string>,
+  ): Promise<Call | undefined> {
+    const { placer, clock, limits, metrics } = this.#options;
+    if (limits.hedge === "off") return undefined;
+    const ratio = limits.hedge === "learned" ? this.#slowness.stragglerRatio : limits.hedge;
+    const over = new AbortController();
+    const ended = first.failure.then(
+      () => over.abort(SUPERSEDED),
+      () => over.abort(SUPERSEDED),
+    );
+    const waited = sleep(clock, Math.max(HEDGE_AFTER_MIN_MS, predicted.finishMs * ratio), over.signal).catch(() => {});
+    await Promise.race([ended, waited]);
+    if (over.signal.aborted) return undefined;
+
+    const { request, limits: asked } = making;
+    const others = { ...asked, avoid: new Set([...avoid, worker.address]) };
+    const image = { ...request, numImages: part.count };
+    const placement = await placer.place(image, others).catch(noneIfNobody);
+    if (placement === undefined || others.avoid.has(placement.worker.address) || over.signal.aborted) {
+      placement?.release();
+      if (!over.signal.aborted) metrics.hedges.inc({ outcome: "no worker" });
+      return undefined;
+    }
+    if (!this.#budget.take()) {
+      placement.release();
+      metrics.hedges.inc({ outcome: "no budget" });
+      return undefined;
+    }
+    return this.#call(part, placement, making);
+  }
+
+  #call(part: Part, placement: Placement, { request, limits, gathering }: Making): Call {
+    const { clock, fleet, limits: own, metrics } = this.#options;
+    const { worker, client, predicted } = placement;
+    const { model } = request;
+    const maker = `${worker.models.get(model)?.digest}${worker.simulated ? " simulated" : ""}`;
+    const cancelled = new AbortController();
+    const stalled = new AbortController();
+    const startedAtMs = clock.nowMs();
+    const watch = new StallWatch(clock, {
+      allowedMs: () => {
+        const view = fleet.views().find(({ address }) => address === worker.address);
+        return allowedSilenceMs(model, predicted, view, own.stallMs);
+      },
+      onStall: (silentMs) => {
+        const message = `nothing was heard of the request for ${Math.round(silentMs)} ms`;
+        stalled.abort(new ServingError("WORKER_LOST", message));
+      },
+    });
+    gathering.called(worker.id);
+    const every = own.checkpointEvery ?? checkpointInterval(request, predicted.workMs);
+    const call = callWorker(
+      client,
+      requestToWire(request, {
+        callId: newId(request.id),
+        order: limits.order,
+        part,
+        checkpointEvery: every,
+        resumeFrom: gathering.statesOf(part, maker),
+      }),
+      {
+        deadlineAtMs: limits.deadline.atMs,
+        signal: AbortSignal.any([limits.signal, cancelled.signal, stalled.signal]),
+        take: (message) => {
+          watch.heard();
+          if (message.event.case === "accepted") placement.accepted(backlogFromWire(message.event.value));
+          gathering.take(part, maker, message);
+        },
+      },
+    );
+
+    const settle = (failure: ServingError | undefined): ServingError | undefined => {
+      // A connection that breaks after the receipt came took nothing from the answer.
+      if (gathering.complete(part)) {
+        this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
+        metrics.attempts.inc({ outcome: "ok" });
+        placement.release();
+        return undefined;
+      }
+      const missing = `worker ${worker.id} ended its answer with ${gathering.missingText(part)}`;
+      const explained = explain(failure ?? new ServingError("INTERNAL", missing), worker);
+      metrics.attempts.inc({ outcome: stalled.signal.aborted ? "STALLED" : explained.code });
+      placement.release(explained);
+      return explained;
+    };
+    const takenBack = (reason: unknown): ServingError => {
+      if (stalled.signal.aborted && reason === stalled.signal.reason) return settle(reason as ServingError)!;
+      const superseded = cancelled.signal.aborted || reason === SUPERSEDED;
+      metrics.attempts.inc({ outcome: superseded ? "SUPERSEDED" : "CANCELLED" });
+      placement.release();
+      if (cancelled.signal.aborted) return SUPERSEDED;
+      throw reason;
+    };
+    const failure = call.then(settle, takenBack).finally(() => watch.stop());
+    failure.catch(() => {}); // whoever waits for it hears of it; a call that lost the race may have nobody left
+    return { address: worker.address, failure, cancel: (reason) => cancelled.abort(reason) };
+  }
+}
+
+/** Ends what somebody else has finished. */
+const SUPERSEDED = new ServingError("CANCELLED", "the pictures came from another attempt");
+
+async function failureOf(call: Call, avoid: Set<string>): Promise<ServingError | undefined> {
+  const failure = await call.failure;
+  if (failure !== undefined) avoid.add(call.address);
+  return failure;
+}
+
+/** Nobody has room now, which may change; anything else is a failure. */
+function noneIfNobody(error: unknown): undefined {
+  if (error instanceof ServingError && (error.code === "NO_WORKER" || error.code === "OVERLOADED")) return undefined;
+  throw error;
+}
+
+/** Rejects with the signal's reason. */
+function sleep(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) {
+      reject(signal.reason);
+      return;
+    }
+    const abort = () => {
+      takeBack();
+      reject(signal.reason);
+    };
+    const takeBack = clock.after(ms, () => {
+      signal.removeEventListener("abort", abort);
+      resolve();
+    });
+    signal.addEventListener("abort", abort, { once: true });
+  });
+}

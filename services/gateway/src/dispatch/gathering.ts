@@ -1,0 +1,171 @@
+import { ServingError } from "@atelier/core";
+import type { DenoiseState, GenerateResponse, Receipt } from "@atelier/proto";
+import type { MakeLimits } from "../generations/ports.ts";
+import type { GeneratedPicture, Generation, ImageRequest } from "../image-request.ts";
+import { passingFromWire, pictureFromWire, stageFromWire } from "../wire.ts";
+import type { ByteBudget } from "./byte-budget.ts";
+import { mergeReceipts } from "./merge-receipts.ts";
+import { indexesOf, type Part, partsOf } from "./part.ts";
+import { ProgressTold } from "./progress-told.ts";
+
+/** What a worker's part in a picture depends on: pictures and states of one maker only go together. */
+export type Maker = string;
+
+interface Kept<Value> {
+  readonly value: Value;
+  readonly maker: Maker;
+}
+
+/** States of one call, together: a message holds 64 MiB, and a picture to start from is in it as well. */
+const RESUME_BYTES_MAX = 40 * 1024 * 1024;
+
+/**
+ * What a request has come to so far, over all attempts: its finished pictures, and where the others stand. Each picture
+ * and state that comes is the caller's or the next attempt's to use, whichever attempt it is from.
+ */
+export class Gathering {
+  readonly #request: ImageRequest;
+  readonly #told: ProgressTold;
+  readonly #onCheckpoint: MakeLimits["onCheckpoint"];
+  readonly #bytes: ByteBudget;
+  readonly #pictures: (Kept<GeneratedPicture> | undefined)[];
+  readonly #states: (Kept<DenoiseState> | undefined)[];
+  readonly #receipts = new Map<Part, Receipt | undefined>();
+  readonly #workerIds: string[] = [];
+
+  /** `bytes` limits what states are kept, over all requests; a state that does not fit leaves the one before in place. */
+  constructor(request: ImageRequest, { onEvent, onCheckpoint }: MakeLimits, bytes: ByteBudget) {
+    this.#request = request;
+    this.#told = new ProgressTold(request.numImages, onEvent);
+    this.#onCheckpoint = onCheckpoint;
+    this.#bytes = bytes;
+    this.#pictures = Array.from({ length: request.numImages });
+    this.#states = Array.from({ length: request.numImages });
+  }
+
+  /** All of it, to begin with. */
+  whole(): Part {
+    const part = { first: 0, count: this.#request.numImages };
+    this.#told.split(undefined, [part]);
+    return part;
+  }
+
+  called(workerId: string): void {
+    this.#workerIds.push(workerId);
+  }
+
+  /** An event of the call that makes `part`. */
+  take(part: Part, maker: Maker, { event }: GenerateResponse): void {
+    switch (event.case) {
+      case "accepted":
+        this.#told.accepted(part, event.value.stepsTotal, this.#request);
+        return;
+      case "progress": {
+        const { stepsDone, preview } = event.value;
+        const imageIndex = part.first + event.value.imageIndex;
+        this.#told.progress(part, { stage: stageFromWire(event.value.stage), stepsDone, imageIndex, preview });
+        return;
+      }
+      case "checkpoint":
+        if (event.value.state !== undefined) this.#takeState(part, maker, event.value.state);
+        return;
+      case "image": {
+        const { imageIndex } = event.value;
+        if (imageIndex < part.count) {
+          this.#pictures[part.first + imageIndex] ??= { value: pictureFromWire(event.value), maker };
+        }
+        return;
+      }
+      case "completed":
+        if (!this.#receipts.has(part)) this.#receipts.set(part, event.value.receipt);
+    }
+  }
+
+  complete(part: Part): boolean {
+    return this.#receipts.has(part) && this.#unfinished(part).length === 0;
+  }
+
+  /** What the call that made `part` left out, for people; undefined where it left nothing out. */
+  missingText(part: Part): string | undefined {
+    if (!this.#receipts.has(part)) return "no receipt";
+    const missing = this.#unfinished(part).length;
+    return missing === 0 ? undefined : `${part.count - missing} of ${part.count} images`;
+  }
+
+  /**
+   * What is left of a part whose call failed. Where only its receipt is missing the last picture is asked for again,
+   * which goes on from its last checkpoint: nothing else says how the pictures were made.
+   */
+  rest(part: Part): readonly Part[] {
+    const unfinished = this.#unfinished(part);
+    const indexes = unfinished.length > 0 ? unfinished : [part.first + part.count - 1];
+    const parts = partsOf(indexes, (index, { first, count }) => {
+      const together = indexesOf({ first, count: count + 1 });
+      return together.reduce((sum, i) => sum + bytesOf(this.#states[i]?.value), 0) > RESUME_BYTES_MAX && index > first;
+    });
+    this.#told.split(part, parts);
+    return parts;
+  }
+
+  /** Where the pictures of `part` stand, as far as it is known and `maker` can go on from there. */
+  statesOf(part: Part, maker: Maker): readonly DenoiseState[] {
+    return indexesOf(part).flatMap((index) => {
+      const kept = this.#states[index];
+      return kept?.maker === maker ? [kept.value] : [];
+    });
+  }
+
+  /** The pictures of `part` begin from noise again. */
+  forgetStates(part: Part): void {
+    for (const index of indexesOf(part)) this.#keep(index, undefined);
+  }
+
+  /**
+   * @throws ServingError WORKER_LOST where workers with different models made its pictures, INTERNAL for a receipt that is
+   * incomplete.
+   */
+  finish(): Generation {
+    const pictures = this.#pictures.flatMap((kept) => (kept === undefined ? [] : [kept.value]));
+    const makers = new Set(this.#pictures.map((kept) => kept?.maker));
+    if (makers.size > 1) {
+      const message = `the model ${this.#request.model} changed while a lost worker's pictures were made anew; the request can be sent again`;
+      throw new ServingError("WORKER_LOST", message);
+    }
+    const parts = [...this.#receipts.keys()].sort((a, b) => a.first - b.first);
+    const receipts = parts.map((part) => this.#receipts.get(part));
+    return { pictures, receipt: mergeReceipts(this.#request, receipts, this.#workerIds) };
+  }
+
+  /** Lets go of all states. */
+  close(): void {
+    this.forgetStates({ first: 0, count: this.#request.numImages });
+  }
+
+  #unfinished(part: Part): readonly number[] {
+    return indexesOf(part).filter((index) => this.#pictures[index] === undefined);
+  }
+
+  #takeState(part: Part, maker: Maker, state: DenoiseState): void {
+    if (state.imageIndex >= part.count) return;
+    const index = part.first + state.imageIndex;
+    const before = this.#states[index];
+    // Of two attempts side by side the one that is ahead counts.
+    if (before === undefined || before.maker !== maker || isAhead(state, before.value)) {
+      this.#keep(index, { value: state, maker });
+    }
+    this.#onCheckpoint?.(passingFromWire(state, index));
+  }
+
+  #keep(index: number, kept: Kept<DenoiseState> | undefined): void {
+    if (!this.#bytes.replace(bytesOf(this.#states[index]?.value), bytesOf(kept?.value))) return;
+    this.#states[index] = kept;
+  }
+}
+
+function isAhead(a: DenoiseState, b: DenoiseState): boolean {
+  return a.phase === b.phase ? a.stepIndex > b.stepIndex : a.phase > b.phase;
+}
+
+function bytesOf(state: DenoiseState | undefined): number {
+  return state === undefined ? 0 : state.history.reduce((sum, array) => sum + array.length, state.latent.length);
+}

@@ -1,0 +1,42 @@
+import type { Receipt } from "@atelier/proto";
+import type { GenerationReceipt, ImageRequest, StageTimesMs } from "../image-request.ts";
+import { receiptFromWire } from "../wire.ts";
+
+/**
+ * One receipt of all calls that ended well, as of one undisturbed call: the pictures' parameters are the request's, and
+ * what was measured is the most of them, since they ran side by side. Calls that were lost have none.
+ *
+ * @throws ServingError INTERNAL when one is incomplete: it would not be enough to make the picture again.
+ */
+export function mergeReceipts(
+  { seed, numImages }: Pick<ImageRequest, "seed" | "numImages">,
+  wire: readonly (Receipt | undefined)[],
+  workerIds: readonly string[],
+): GenerationReceipt {
+  const receipts = wire.map(receiptFromWire);
+  const last = receipts.at(-1) ?? receiptFromWire(undefined);
+  return {
+    ...last,
+    seed,
+    numImages,
+    simulated: receipts.some(({ simulated }) => simulated),
+    tiledDecode: receipts.some(({ tiledDecode }) => tiledDecode),
+    embeddingsCached: receipts.every(({ embeddingsCached }) => embeddingsCached),
+    preemptions: receipts.reduce((sum, { preemptions }) => sum + preemptions, 0),
+    batchDifference: Math.max(...receipts.map(({ batchDifference }) => batchDifference)),
+    times: longest(receipts.map(({ times }) => times)),
+    attempts: workerIds.length,
+    workerIds,
+    resumedAtSteps: receipts.flatMap(({ resumedAtSteps }) => resumedAtSteps),
+  };
+}
+
+function longest(all: readonly StageTimesMs[]): StageTimesMs {
+  const most = (stage: keyof StageTimesMs) => Math.max(...all.map((times) => times[stage]));
+  return {
+    queueMs: most("queueMs"),
+    textEncodeMs: most("textEncodeMs"),
+    denoiseMs: most("denoiseMs"),
+    imageDecodeMs: most("imageDecodeMs"),
+  };
+}

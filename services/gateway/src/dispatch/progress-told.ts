@@ -1,0 +1,59 @@
+import type { GenerationEvent, StageName } from "../image-request.ts";
+import type { Part } from "./part.ts";
+
+/** Tells a caller of one undisturbed generation, whatever attempts it takes: accepted once, steps that never go back. */
+export class ProgressTold {
+  readonly #onEvent: ((event: GenerationEvent) => void) | undefined;
+  readonly #numImages: number;
+  /** Steps done of each part that is being made; pictures outside of them are finished. */
+  readonly #parts = new Map<Part, number>();
+  #stepsPerImage = 0;
+  #told: { steps: number; stage: StageName } | undefined;
+
+  constructor(numImages: number, onEvent: ((event: GenerationEvent) => void) | undefined) {
+    this.#numImages = numImages;
+    this.#onEvent = onEvent;
+  }
+
+  /** The pictures of `before` that are not finished are now made as `parts`. */
+  split(before: Part | undefined, parts: readonly Part[]): void {
+    if (before !== undefined) this.#parts.delete(before);
+    for (const part of parts) this.#parts.set(part, 0);
+  }
+
+  accepted(part: Part, stepsTotal: number, { seed, model }: { seed: number; model: string }): void {
+    if (this.#stepsPerImage > 0) return;
+    this.#stepsPerImage = Math.max(1, stepsTotal / part.count);
+    this.#onEvent?.({ type: "accepted", seed, model, stepsTotal: this.#stepsTotal });
+  }
+
+  /** `stepsDone` counts the part's; `imageIndex` is the request's. */
+  progress(
+    part: Part,
+    on: { stage: StageName | undefined; stepsDone: number; imageIndex: number; preview: Uint8Array },
+  ) {
+    const { stage, imageIndex, preview } = on;
+    if (!this.#parts.has(part)) return;
+    this.#parts.set(part, Math.max(this.#parts.get(part)!, on.stepsDone));
+    const stepsDone = this.#stepsDone;
+    // An attempt that began anew is silent until it has caught up.
+    const told = this.#told;
+    if (told !== undefined && (stepsDone < told.steps || (stage === "text_encode" && told.stage !== stage))) return;
+    const where = { imageIndex, stepsDone, stepsTotal: this.#stepsTotal };
+    if (stage !== undefined) {
+      this.#told = { steps: stepsDone, stage };
+      this.#onEvent?.({ type: "progress", stage, ...where });
+    }
+    if (preview.length > 0) this.#onEvent?.({ type: "preview", ...where, data: preview });
+  }
+
+  get #stepsTotal(): number {
+    return this.#stepsPerImage * this.#numImages;
+  }
+
+  get #stepsDone(): number {
+    let steps = this.#stepsTotal;
+    for (const [{ count }, done] of this.#parts) steps -= count * this.#stepsPerImage - done;
+    return Math.max(0, steps);
+  }
+}
