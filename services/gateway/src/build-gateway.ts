@@ -62,7 +62,16 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
   const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
   const placer = new FleetPlacer(fleet, new Balancer(random));
-  const tenancy = await openTenancy({ ...world, config, predictMs: deviceMsPredictedBy(placer) });
+  const tenancy = await openTenancy({
+    ...world,
+    config,
+    redis,
+    registry: metrics.registry,
+    predictMs: deviceMsPredictedBy(placer),
+  }).catch((error: unknown) => {
+    redis?.close(); // it would keep the process alive
+    throw error;
+  });
   const generations = new Generations({
     fleet,
     inFlight,

@@ -64,6 +64,15 @@ export class RedisScript {
     this.#sha1 = createHash("sha1").update(lua).digest("hex");
   }
 
+  /** Sent whole, so that it runs before whatever is sent on the same connection after it. */
+  runInOrder(
+    client: RedisClient,
+    keys: readonly string[],
+    args: readonly (string | number | Buffer)[],
+  ): Promise<unknown> {
+    return client.eval(this.#lua, keys.length, ...keys, ...args);
+  }
+
   async run(
     client: RedisClient,
     keys: readonly string[],

@@ -99,6 +99,8 @@ export interface Accounts {
   usage(query: UsageQuery): Promise<readonly UsageRow[]>;
   /** Tenants that ever used anything. Rejects with StoreUnavailable. */
   tenants(): Promise<readonly string[]>;
+  /** Requests that are answered and not booked yet. */
+  readonly unbooked: number;
   /** Books what is still to be booked, while there is somewhere to book it. */
   close(): Promise<void>;
 }

@@ -26,6 +26,10 @@ export class EmbeddedAccounts implements Accounts {
     this.#book.add(used);
   }
 
+  get unbooked(): number {
+    return 0;
+  }
+
   async usage(query: UsageQuery): Promise<readonly UsageRow[]> {
     return this.#book.read(query);
   }

@@ -1,6 +1,7 @@
 import type { DatabaseSync } from "node:sqlite";
+import type { Logger } from "@atelier/telemetry";
 import type { KeyStore } from "./key-store.ts";
-import type { KeyRecord } from "./records.ts";
+import { readStoredKeys, readStoredTenants, storedText } from "./stored-records.ts";
 
 const TABLES = `
   CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
@@ -9,7 +10,7 @@ const TABLES = `
 `;
 
 /** Keys and tenants in an embedded gateway's own database. Other processes' changes are seen by the directory's polls. */
-export function sqliteKeyStore(database: DatabaseSync): KeyStore {
+export function sqliteKeyStore(database: DatabaseSync, log: Logger): KeyStore {
   database.exec(TABLES);
   const keys = database.prepare("SELECT record FROM keys ORDER BY rowid");
   const tenants = database.prepare("SELECT settings FROM tenants ORDER BY id");
@@ -23,22 +24,23 @@ export function sqliteKeyStore(database: DatabaseSync): KeyStore {
   );
   return {
     load: async () => ({
-      keys: keys.all().map(({ record }) => JSON.parse(record as string)),
-      tenants: tenants.all().map(({ settings }) => JSON.parse(settings as string)),
+      keys: readStoredKeys(
+        keys.all().map(({ record }) => record as string),
+        log,
+      ),
+      tenants: readStoredTenants(
+        tenants.all().map(({ settings }) => settings as string),
+        log,
+      ),
     }),
-    addKey: async (key) => add.run(key.id, textOf(key)).changes === 1,
-    replaceKey: async (from, to) => replace.run(textOf(to), from.id, textOf(from)).changes === 1,
+    addKey: async (key) => add.run(key.id, storedText(key)).changes === 1,
+    replaceKey: async (from, to) => replace.run(storedText(to), from.id, storedText(from)).changes === 1,
     deleteKey: async (id) => remove.run(id).changes === 1,
-    putTenant: async (tenant) => void put.run(tenant.id, JSON.stringify(tenant)),
+    putTenant: async (tenant) => void put.run(tenant.id, storedText(tenant)),
     noteUsed: async (moments) => {
       for (const [id, atMs] of moments) use.run(id, Math.floor(atMs));
     },
     lastUsed: async () => new Map(uses.all().map(({ id, at_ms }) => [id as string, at_ms as number])),
     onChange: () => () => {},
   };
-}
-
-/** The order of fields is that of the record that was read or made, so one record has one text. */
-function textOf(record: KeyRecord): string {
-  return JSON.stringify(record);
 }

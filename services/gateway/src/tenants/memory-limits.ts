@@ -70,11 +70,10 @@ export class MemoryLimits {
     const monthLeftMs = nextMonthMs(nowMs) - nowMs;
     if (!fits(month.images + reserved.images, images, limits.imagesPerMonth))
       return refuse("images_per_month", monthLeftMs);
-    if (
-      !fits(month.deviceMs + reserved.deviceMs, deviceMs, limits.deviceMsPerMonth) ||
-      usedUp(month.deviceMs + reserved.deviceMs, limits.deviceMsPerMonth)
-    )
+    // Without a prediction it asks for 0, and still needs something to be left.
+    if (!fits(month.deviceMs + reserved.deviceMs, Math.max(deviceMs, 1), limits.deviceMsPerMonth)) {
       return refuse("device_seconds_per_month", monthLeftMs);
+    }
     if (!fits(requests.count, 1, limits.requestsPerMinute))
       return refuse("requests_per_minute", leftMs(requests, nowMs));
     if (!fits(pictures.count, images, limits.imagesPerMinute))
@@ -87,6 +86,17 @@ export class MemoryLimits {
     account.requests = { startMs: requests.startMs, count: requests.count + 1 };
     account.images = { startMs: pictures.startMs, count: pictures.count + images };
     return { granted: true, lease, standing: standing(1) };
+  }
+
+  /** A lease that was granted elsewhere counts here too. */
+  adopt(lease: Lease, nowMs: number): void {
+    this.#account(lease.tenant, nowMs).running.set(lease.id, lease);
+  }
+
+  /** What the month used, as whoever counts for all gateways says. */
+  know(tenant: string, { images, deviceMs }: { images: number; deviceMs: number }, nowMs: number): void {
+    const account = this.#account(tenant, nowMs);
+    account.month = { month: account.month.month, images, deviceMs };
   }
 
   settle({ tenant, id }: Pick<Lease, "tenant" | "id">): void {
@@ -110,11 +120,6 @@ export class MemoryLimits {
     }
     return account;
   }
-}
-
-/** Without a prediction a request asks for 0: it still needs something to be left. */
-function usedUp(used: number, limit: number | undefined): boolean {
-  return limit !== undefined && used >= limit;
 }
 
 function current(window: Window, nowMs: number): Window {

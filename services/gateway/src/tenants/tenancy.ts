@@ -1,19 +1,25 @@
 import { ConfigError } from "@atelier/core";
+import type { Registry } from "@atelier/telemetry";
 import type { GatewayWorld } from "../build-gateway.ts";
 import type { Caller } from "../caller.ts";
 import type { GatewayConfig } from "../config.ts";
 import type { CompleteRequest } from "../image-request.ts";
-import type { Accounts } from "./accounts.ts";
+import type { RedisLink } from "../shared/redis-link.ts";
+import type { Accounts, LimitName } from "./accounts.ts";
 import { KeyAdmin } from "./admin.ts";
 import { openDatabase } from "./database.ts";
 import { TenantDirectory } from "./directory.ts";
 import { EmbeddedAccounts } from "./embedded-accounts.ts";
 import { KeyAuthenticator } from "./key-authenticator.ts";
+import type { KeyStore } from "./key-store.ts";
+import { redisKeyStore } from "./key-store-redis.ts";
 import { sqliteKeyStore } from "./key-store-sqlite.ts";
+import { RedisAccounts } from "./redis-accounts.ts";
 import { SqliteUsage } from "./sqlite-usage.ts";
 import { environmentKeys, keysFile } from "./static-keys.ts";
 import type { Tariff } from "./tariff.ts";
 import { TenantGate } from "./tenant-gate.ts";
+import { createTenantMetrics } from "./tenant-metrics.ts";
 
 /** Who may use this gateway, how much of it, and what they did: all parts of it together. */
 export interface Tenancy {
@@ -32,34 +38,36 @@ export interface TenancyOptions extends Pick<GatewayWorld, "clock" | "log"> {
   readonly config: Pick<GatewayConfig, "listen" | "tenancy">;
   /** Device milliseconds that a request would take; 0 where nobody knows. */
   readonly predictMs: (asked: CompleteRequest, caller: Caller) => number;
+  /** Undefined: this gateway shares with no other. */
+  readonly redis: RedisLink | undefined;
+  readonly registry: Registry;
 }
 
 /** @throws ConfigError where keys cannot be read, or none is known and callers from elsewhere could come. */
-export async function openTenancy({ config, clock, log, predictMs }: TenancyOptions): Promise<Tenancy> {
-  const { keysFile: file, keys, dataDir, tariff, anonymousAllowed } = config.tenancy;
-  const database = openDatabase(dataDir);
-  const store = sqliteKeyStore(database);
-  const accounts = new EmbeddedAccounts({ clock, book: new SqliteUsage(database) });
+export async function openTenancy(options: TenancyOptions): Promise<Tenancy> {
+  const { config, clock, log, predictMs, registry } = options;
+  const { keysFile: file, keys, tariff, anonymousAllowed } = config.tenancy;
+  const { store, accounts, close } = openState(options);
   const configured = [
     ...(file === undefined ? [] : [keysFile(file)]),
     ...(keys === undefined ? [] : [environmentKeys(keys)]),
   ];
-  const outside = !isLoopback(config.listen.host);
-  const directory = new TenantDirectory({
-    clock,
-    log,
-    configured,
-    store,
-    anonymous: anonymousOf({ outside, anonymousAllowed }),
-  });
-  await directory.start();
-  if (outside && !anonymousAllowed && directory.complete && !directory.keysKnown) {
+  const { host } = config.listen;
+  const outside = !isLoopback(host);
+  const anonymous = anonymousOf({ outside, anonymousAllowed });
+  const directory = new TenantDirectory({ clock, log, configured, store, anonymous });
+  try {
+    await directory.start();
+    if (anonymous === "nothing" && directory.complete && !directory.keysKnown) throw new ConfigError(openToAll(host));
+  } catch (error) {
     await directory.close();
-    database.close();
-    throw new ConfigError(openToAll(config.listen.host));
+    close();
+    throw error;
   }
+  const metrics = createTenantMetrics(registry, { directory, unbooked: () => accounts.unbooked });
+  const onRefusal = (limit: LimitName) => metrics.refusals.inc({ limit });
   const authenticator = new KeyAuthenticator({ directory, clock });
-  const gate = new TenantGate({ directory, authenticator, accounts, tariff, predictMs, clock });
+  const gate = new TenantGate({ directory, authenticator, accounts, tariff, predictMs, clock, onRefusal });
   return {
     directory,
     authenticator,
@@ -69,7 +77,6 @@ export async function openTenancy({ config, clock, log, predictMs }: TenancyOpti
     tariff,
     announce: () => {
       if (directory.keysRequired) return;
-      const { host } = config.listen;
       if (outside) log.warn({ host }, "no key is asked of callers, as ATELIER_ANONYMOUS=allow says");
       else log.info({ host }, "no keys are configured: open to this machine's loopback only");
     },
@@ -77,9 +84,26 @@ export async function openTenancy({ config, clock, log, predictMs }: TenancyOpti
       gate.close();
       await directory.close();
       await accounts.close();
-      database.close();
+      close();
     },
   };
+}
+
+interface TenancyState {
+  readonly store: KeyStore;
+  readonly accounts: Accounts;
+  close(): void;
+}
+
+/** What is kept: in Redis, for all gateways, or in a database of this one's own. */
+function openState({ config, clock, log, redis }: TenancyOptions): TenancyState {
+  if (redis !== undefined) {
+    const accounts = new RedisAccounts({ link: redis, clock, log });
+    return { store: redisKeyStore(redis, log), accounts, close: () => {} };
+  }
+  const database = openDatabase(config.tenancy.dataDir);
+  const accounts = new EmbeddedAccounts({ clock, book: new SqliteUsage(database) });
+  return { store: sqliteKeyStore(database, log), accounts, close: () => database.close() };
 }
 
 function anonymousOf({ outside, anonymousAllowed }: { outside: boolean; anonymousAllowed: boolean }) {
