@@ -16,8 +16,11 @@ interface NumberedBatch extends Batch {
   readonly number: number;
 }
 
+/** As much of it as accounts need. */
+export type AccountsLink = Pick<RedisLink, "run" | "key">;
+
 export interface AccountBookOptions {
-  readonly link: RedisLink;
+  readonly link: AccountsLink;
   readonly clock: Clock;
   readonly log: Logger;
   readonly tenant: string;
@@ -159,7 +162,7 @@ export class AccountBook {
 }
 
 /** A tenant's keys in Redis, all of one slot. */
-export function accountKeys(link: RedisLink, tenant: string) {
+export function accountKeys(link: AccountsLink, tenant: string) {
   const key = (...parts: readonly string[]) => link.key("tenant", `{${tenant}}`, ...parts);
   return {
     account: key("account"),

@@ -1,8 +1,7 @@
 import { type Clock, newId } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
-import type { RedisLink } from "../shared/redis-link.ts";
 import { StoreUnavailable } from "../shared/shared-store.ts";
-import { AccountBook, accountKeys } from "./account-book.ts";
+import { AccountBook, type AccountsLink, accountKeys } from "./account-book.ts";
 import { ENTER, RENEW } from "./account-scripts.ts";
 import {
   type Accounts,
@@ -22,7 +21,7 @@ import { CONCURRENCY_RETRY_MS, MemoryLimits } from "./memory-limits.ts";
 import { addUse, NO_USE } from "./usage-report.ts";
 
 export interface RedisAccountsOptions {
-  readonly link: RedisLink;
+  readonly link: AccountsLink;
   readonly clock: Clock;
   readonly log: Logger;
   /** How long a place outlives a gateway that is gone. */
@@ -41,7 +40,7 @@ const DAY_MS = 86_400_000;
  * booked.
  */
 export class RedisAccounts implements Accounts {
-  readonly #link: RedisLink;
+  readonly #link: AccountsLink;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #leaseMs: number;
