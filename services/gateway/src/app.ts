@@ -12,6 +12,7 @@ import Fastify, {
   type RawServerDefault,
 } from "fastify";
 import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
+import type { BackgroundGenerations } from "./background/background-generations.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { Generations } from "./generations/generations.ts";
 import { type Authenticator, authenticateAll } from "./http/authentication.ts";
@@ -28,9 +29,9 @@ import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import { adminKeysRoutes } from "./routes/admin-keys.ts";
 import { adminTenantsRoutes } from "./routes/admin-tenants.ts";
-import type { GenerationRouteOptions } from "./routes/answer-generation.ts";
 import { generateRoute } from "./routes/generate.ts";
-import { generationsRoute } from "./routes/generations.ts";
+import { type GenerationsRouteOptions, generationsRoute } from "./routes/generations.ts";
+import { generationsRecordsRoutes } from "./routes/generations-records.ts";
 import { modelsRoute } from "./routes/models.ts";
 import { operationsRoutes } from "./routes/operations.ts";
 import { usageRoute } from "./routes/usage.ts";
@@ -52,6 +53,7 @@ export interface AppOptions {
   readonly tenancy: Tenancy;
   readonly estimator: Estimator;
   readonly idempotencyKeys: IdempotencyKeys;
+  readonly background: BackgroundGenerations;
   readonly inFlight: InFlight;
   readonly metrics: GatewayMetrics;
   readonly clock: Clock;
@@ -93,17 +95,22 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
     if (options.inFlight.stopping) reply.header("connection", "close");
   });
 
+  // Generations that no connection waits for are in flight as well; a stop waits for them as for those.
+  app.addHook("preClose", async () => options.background.stopWaiting());
+  app.addHook("onClose", () => options.background.idle());
+
   authenticateAll(app, options.authenticator);
   heedIdempotencyKeys(app, { ...options, keys: options.idempotencyKeys });
 
   await collectOpenApi(app);
   openApiRoute(app);
-  const generationRoutes: GenerationRouteOptions = {
+  const generationRoutes: GenerationsRouteOptions = {
     ...options,
     noteFailure: (thrown, request, reply) => noteFailure(thrown, request, reply, options),
   };
   generateRoute(app, generationRoutes);
   generationsRoute(app, generationRoutes);
+  generationsRecordsRoutes(app, options);
   modelsRoute(app, options);
   usageRoute(app, { ...options, ...options.tenancy });
   adminKeysRoutes(app, options.tenancy);

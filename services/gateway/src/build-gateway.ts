@@ -1,6 +1,8 @@
-import type { Clock, InvariantError, Random } from "@atelier/core";
+import { hostname } from "node:os";
+import { type Clock, type InvariantError, newId, type Random } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
+import { BackgroundGenerations } from "./background/background-generations.ts";
 import type { GatewayConfig } from "./config.ts";
 import { ByteBudget } from "./dispatch/byte-budget.ts";
 import { Dispatcher } from "./dispatch/dispatcher.ts";
@@ -12,6 +14,7 @@ import { withoutAdmission, withoutCache } from "./generations/without.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
+import { noteFailure } from "./note-failure.ts";
 import { Balancer } from "./placement/balancer.ts";
 import { FleetPlacer } from "./placement/fleet-placer.ts";
 import { MemoryStore } from "./shared/memory-store.ts";
@@ -46,6 +49,8 @@ export interface GatewayWorld {
 
 /** Answers under idempotency keys that a gateway keeps beside the shared ones: enough for some minutes without those. */
 const OWN_ANSWERS_BYTES_MAX = 64 * 1024 * 1024;
+/** Pictures of generations in the background, likewise. */
+const OWN_PICTURES_BYTES_MAX = 128 * 1024 * 1024;
 
 /** The parts as the configuration chooses them: which adapter stands behind which port. */
 export async function buildGateway(config: GatewayConfig, world: GatewayWorld): Promise<Gateway> {
@@ -89,10 +94,22 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
       metrics: metrics.dispatch,
     }),
   });
+  const shared = redis === undefined ? undefined : store;
+  const background = new BackgroundGenerations({
+    ...world,
+    ...config,
+    generations,
+    gatewayId: newId(hostname()),
+    own: shared === undefined ? store : new MemoryStore(world.clock, { bytesMax: OWN_PICTURES_BYTES_MAX }),
+    shared,
+    keptMs: config.generationsKeptMs,
+    noteFailure: (thrown, id) => noteFailure(thrown, id, { ...config, ...world }),
+    onEnd: (status) => metrics.background.inc({ status }),
+  });
   const idempotencyKeys = new IdempotencyKeys({
     ...world,
-    own: redis === undefined ? store : new MemoryStore(world.clock, { bytesMax: OWN_ANSWERS_BYTES_MAX }),
-    shared: redis === undefined ? undefined : store,
+    own: shared === undefined ? store : new MemoryStore(world.clock, { bytesMax: OWN_ANSWERS_BYTES_MAX }),
+    shared,
     leaseMs: config.leaseMs,
     note: (outcome) => metrics.idempotency.inc({ outcome }),
   });
@@ -107,6 +124,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     tenancy,
     estimator: new Estimator({ ...tenancy, generations, placer }),
     idempotencyKeys,
+    background,
   });
   app.addHook("onListen", async () => tenancy.announce());
   return {
@@ -116,6 +134,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     store,
     redis,
     close: async () => {
+      background.close();
       fleet.close();
       await tenancy.close();
       redis?.close();

@@ -18,6 +18,8 @@ export interface GatewayConfig {
   readonly inFlightMax: number;
   /** Undefined: this gateway keeps for itself what gateways would share. */
   readonly redis: RedisConfig | undefined;
+  /** How long a generation in the background is kept once it has ended. */
+  readonly generationsKeptMs: number;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
   readonly dispatch: DispatchConfig;
@@ -70,6 +72,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       prefix: read.ATELIER_REDIS_PREFIX,
       timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
     },
+    generationsKeptMs: read.ATELIER_GENERATIONS_KEPT_MS,
     leaseMs: read.ATELIER_LEASE_MS,
     dispatch: Object.freeze({
       attemptsMax: read.ATELIER_ATTEMPTS_MAX,
@@ -130,6 +133,8 @@ const environment = z
       .string()
       .regex(/^[A-Za-z]{1,8}$/, "must be 1 to 8 letters, such as EUR")
       .default("USD"),
+    // Longer than any generation takes; in Redis a thousand pictures are some 400 MB for as long.
+    ATELIER_GENERATIONS_KEPT_MS: fromEnv.integer({ min: 60_000, max: 30 * 86_400_000 }).default(3_600_000),
     // Renewed three times in its length: a pause of some seconds, as a long garbage collection, loses nothing.
     ATELIER_LEASE_MS: fromEnv.integer({ min: 300, max: 600_000 }).default(10_000),
     // One for the worker, one for its successor, and one more where that is taken as well.

@@ -12,6 +12,7 @@ export interface GatewayMetrics {
   readonly images: Counter<"model" | "format" | "simulated">;
   readonly idempotency: Counter<"outcome">;
   readonly dispatch: DispatchMetrics;
+  readonly background: Counter<"status">;
 }
 
 export interface Measured {
@@ -63,6 +64,12 @@ export function createGatewayMetrics({ fleet, inFlight, checkpoints }: Measured)
       name: "atelier_gateway_images_total",
       help: "Pictures delivered to callers.",
       labelNames: ["model", "format", "simulated"],
+      registers,
+    }),
+    background: new Counter({
+      name: "atelier_gateway_background_generations_total",
+      help: "Generations in the background that ended here.",
+      labelNames: ["status"],
       registers,
     }),
     idempotency: new Counter({

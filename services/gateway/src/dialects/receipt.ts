@@ -117,7 +117,7 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
  * prompts are left out: they may take 20 KB, and whoever asked has them. Undefined where even the rest is too long for
  * what proxies carry.
  */
-export function receiptForHeader(served: Served): string | undefined {
+export function receiptForHeader(served: Pick<Served, "generation" | "outcome">): string | undefined {
   const { prompt: _prompt, negative_prompt: _negativePrompt, ...rest } = receiptToJson(served);
   const text = Buffer.from(JSON.stringify(rest)).toString("base64url");
   return text.length <= RECEIPT_HEADER_BYTES_MAX ? text : undefined;

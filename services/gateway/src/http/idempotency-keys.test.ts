@@ -1,7 +1,7 @@
 import { ManualClock, ServingError } from "@atelier/core";
 import { describe, expect, it } from "vitest";
 import { MemoryStore } from "../shared/memory-store.ts";
-import { type SharedStore, StoreUnavailable } from "../shared/shared-store.ts";
+import { BreakableStore } from "../testing/breakable-store.ts";
 import { IdempotencyKeys, type IdempotencyOutcome, type KeyEntry, type KeyedWork } from "./idempotency-keys.ts";
 import type { IdempotentAnswer } from "./idempotent-answer.ts";
 
@@ -113,8 +113,8 @@ describe("IdempotencyKeys", () => {
   });
 
   it("holds on each gateway alone where the shared store is away", async () => {
-    const { a, b, outage, notes } = twoGateways();
-    outage.on = true;
+    const { a, b, shared, notes } = twoGateways();
+    shared.away = true;
     const work = workOf(await a.enter(request()));
     await work.finish(ANSWER);
     expect(await a.enter(request())).toEqual({ replay: ANSWER });
@@ -123,11 +123,11 @@ describe("IdempotencyKeys", () => {
   });
 
   it("still knows what it answered itself when the shared store goes away, and when it forgets", async () => {
-    const { a, shared, outage } = twoGateways();
+    const { a, shared } = twoGateways();
     await workOf(await a.enter(request())).finish(ANSWER);
-    outage.on = true;
+    shared.away = true;
     expect(await a.enter(request())).toEqual({ replay: ANSWER });
-    outage.on = false;
+    shared.away = false;
     for (const key of shared.keys) await shared.delete(key);
     expect(await a.enter(request())).toEqual({ replay: ANSWER });
   });
@@ -165,9 +165,8 @@ function request(changes: Partial<Parameters<IdempotencyKeys["enter"]>[0]> = {})
 
 function twoGateways() {
   const clock = new ManualClock(1);
-  const outage = { on: false };
   const notes: IdempotencyOutcome[] = [];
-  const shared = new WatchedStore(clock, outage);
+  const shared = new BreakableStore(new MemoryStore(clock));
   /** A gateway that died renews nothing. */
   const dead = { yet: false };
   const mortal: typeof clock = Object.create(clock, {
@@ -187,45 +186,11 @@ function twoGateways() {
     b: gateway(clock),
     clock,
     shared,
-    outage,
     notes,
     die: () => {
       dead.yet = true;
     },
   };
-}
-
-/** The gateways' Redis, which can be away. */
-class WatchedStore implements SharedStore {
-  readonly keys = new Set<string>();
-  readonly #inner: MemoryStore;
-  readonly #outage: { readonly on: boolean };
-
-  constructor(clock: ManualClock, outage: { readonly on: boolean }) {
-    this.#inner = new MemoryStore(clock);
-    this.#outage = outage;
-  }
-
-  get = (key: string) => this.#reach(() => this.#inner.get(key));
-  delete = (key: string) => this.#reach(() => this.#inner.delete(key));
-  publish: SharedStore["publish"] = (...args) => this.#reach(() => this.#inner.publish(...args));
-  subscribe: SharedStore["subscribe"] = (...args) => this.#inner.subscribe(...args);
-  replaceIf: SharedStore["replaceIf"] = (...args) => this.#reach(() => this.#inner.replaceIf(...args));
-  deleteIf: SharedStore["deleteIf"] = (...args) => this.#reach(() => this.#inner.deleteIf(...args));
-  set: SharedStore["set"] = (key, ...args) => this.#reach(() => this.#inner.set(this.#seen(key), ...args));
-  setIfAbsent: SharedStore["setIfAbsent"] = (key, ...args) =>
-    this.#reach(() => this.#inner.setIfAbsent(this.#seen(key), ...args));
-
-  #seen(key: string): string {
-    this.keys.add(key);
-    return key;
-  }
-
-  async #reach<T>(run: () => Promise<T>): Promise<T> {
-    await Promise.resolve();
-    if (this.#outage.on) throw new StoreUnavailable("the store is away");
-    return run();
-  }
 }
 
 function workOf(entry: KeyEntry): KeyedWork {
