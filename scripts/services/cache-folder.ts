@@ -19,6 +19,7 @@ export class NotToBeHad extends Error {
 export async function cached(name: string, fill: (folder: string) => Promise<void>): Promise<string> {
   const folder = join(cache, name);
   if (existsSync(folder)) return folder;
+  console.error(`bringing ${name} into ${cache} (once)`);
   const building = join(cache, `${name}.${randomUUID()}`);
   await mkdir(building, { recursive: true });
   await mkdir(dirname(folder), { recursive: true });

@@ -8,23 +8,38 @@ const START_MAX_MS = 90_000;
 
 /** `atelier up` as a user starts it, on a free port, with the real model. */
 export interface RunningSystem {
+  /** Of its first gateway. */
   readonly url: string;
+  /** Of all of its gateways: two with `--cluster`. */
+  readonly urls: readonly string[];
+  /** What it has said so far, standard output and errors. */
+  output(): string;
   /** The process ids of its workers, as the operating system knows them. */
   workerPids(): Promise<number[]>;
+  gatewayPids(): Promise<number[]>;
   /** Stops it as Ctrl-C does and resolves to its exit code. */
   stop(): Promise<number | null>;
 }
 
-export async function startSystem(args: readonly string[] = []): Promise<RunningSystem> {
+/** `env` lies over the test's own environment. */
+export async function startSystem(
+  args: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
+): Promise<RunningSystem> {
   const child = spawn(process.execPath, [join(root, "services/cli/src/main.ts"), "up", "--port", "0", ...args], {
     cwd: root,
     stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...env },
   });
   const exited = once(child, "exit");
-  const url = await openUrl(child);
+  const output = collectOutput(child);
+  const urls = await openUrls(child, output);
   return {
-    url,
+    url: urls[0]!,
+    urls,
+    output,
     workerPids: () => childrenRunning(child.pid!, "services/worker/"),
+    gatewayPids: () => childrenRunning(child.pid!, "services/gateway/"),
     stop: async () => {
       child.kill("SIGINT"); // does nothing to a process that has ended
       const [code] = await exited;
@@ -33,20 +48,26 @@ export async function startSystem(args: readonly string[] = []): Promise<Running
   };
 }
 
-async function openUrl(child: ChildProcess): Promise<string> {
+function collectOutput(child: ChildProcess): () => string {
   let output = "";
-  const opened = Promise.withResolvers<string>();
   for (const stream of [child.stdout!, child.stderr!]) {
     stream.setEncoding("utf8").on("data", (text: string) => {
       output += text;
-      const url = /Atelier is open at (http:\S+)/.exec(output)?.[1];
-      if (url !== undefined) opened.resolve(url);
     });
   }
-  child.once("exit", (code) => opened.reject(new Error(`atelier up ended with ${code}:\n${output}`)));
+  return () => output;
+}
+
+async function openUrls(child: ChildProcess, output: () => string): Promise<string[]> {
+  const opened = Promise.withResolvers<string[]>();
+  child.stdout!.on("data", () => {
+    const line = /Atelier is open at (http.*) · /.exec(output())?.[1];
+    if (line !== undefined) opened.resolve(line.split(" and "));
+  });
+  child.once("exit", (code) => opened.reject(new Error(`atelier up ended with ${code}:\n${output()}`)));
   const timer = setTimeout(() => {
     child.kill("SIGKILL");
-    opened.reject(new Error(`atelier up was not open after ${START_MAX_MS} ms:\n${output}`));
+    opened.reject(new Error(`atelier up was not open after ${START_MAX_MS} ms:\n${output()}`));
   }, START_MAX_MS);
   return opened.promise.finally(() => clearTimeout(timer));
 }

@@ -18,6 +18,7 @@ describe("atelier up", () => {
     expect(await atelier.exitCode).toBe(0);
     expect(log().map(withoutPid).sort()).toEqual([
       "gateway SIGTERM",
+      expect.stringMatching(/^gateway listens, pid/),
       "gateway started with 2 workers",
       "w1 SIGTERM",
       "w1 started on /a,/b by cpu",
@@ -128,6 +129,80 @@ describe("atelier up", () => {
     expect(await atelier.exitCode).toBe(1);
     expect(atelier.stderr).toContain("error: the gateway is gone: it ended with exit code 5");
     expect(log()).toContain("w1 SIGTERM");
+  });
+});
+
+describe("atelier up --redis", () => {
+  it("tells the gateway which Redis to use", async () => {
+    const atelier = start("up", "--port", "0", "--redis", "redis://cache:6379");
+    await atelier.printed("Ctrl-C stops it");
+    expect(log()).toContain("gateway started with 1 workers and redis://cache:6379");
+    expect(log().filter((line) => line.startsWith("redis"))).toEqual([]);
+  });
+
+  it("leaves it to the environment when it is not given", async () => {
+    const atelier = start("up", "--port", "0", { ATELIER_REDIS: "redis://from-environment" });
+    await atelier.printed("Ctrl-C stops it");
+    expect(log()).toContain("gateway started with 1 workers and redis://from-environment");
+  });
+});
+
+describe("atelier up --cluster", () => {
+  it("starts a Redis, two workers and two gateways that share them, and stops what is behind last", async () => {
+    const atelier = start("up", "--cluster", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    expect(atelier.stdout).toMatch(/Atelier is open at http:\/\/127\.0\.0\.1:\d+ and http:\/\/127\.0\.0\.1:\d+ /);
+    const redis = /^redis started listens at (\S+)/m.exec(log().join("\n"))![1];
+    expect(log().filter((line) => line === `gateway started with 2 workers and redis://${redis}`)).toHaveLength(2);
+    expect(atelier.stderr).toContain(`redis at redis://${redis}`);
+
+    atelier.signal("SIGINT");
+    expect(await atelier.exitCode).toBe(0);
+    const stops = log().flatMap((line) => /^(\w+) SIGTERM/.exec(line)?.[1] ?? []);
+    expect(stops.map((name) => name.replace(/^w\d/, "worker"))).toEqual([
+      ...["gateway", "gateway"],
+      ...["worker", "worker"],
+      "redis",
+    ]);
+  });
+
+  it("takes the port and the next, and says so when the next is taken, before it starts anything", async () => {
+    const taken = await listenSomewhere();
+    const { port } = taken.address() as AddressInfo;
+    const atelier = start("up", "--cluster", "--port", String(port - 1));
+    expect(await atelier.exitCode).toBe(1);
+    taken.close();
+    expect(atelier.stderr).toContain(
+      `port ${port} is taken by another program (2 gateways take ${port - 1} to ${port}). Choose another`,
+    );
+    expect(log()).toEqual([]);
+  });
+
+  it("starts a gateway or the Redis that dies again at its address", async () => {
+    const atelier = start("up", "--cluster", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    const [pid, port] = /pid (\d+) at (\d+)/.exec(log().find((line) => line.startsWith("gateway listens"))!)!.slice(1);
+    process.kill(Number(pid), "SIGKILL");
+    await until("the gateway's return", () => /gateway g[12] is back/.test(atelier.stderr));
+    expect(log().filter((line) => line.endsWith(` at ${port}`))).toHaveLength(2);
+    process.kill(pidOf("redis"), "SIGKILL");
+    await atelier.said("redis is back");
+    const addresses = log().flatMap((line) => /^redis started listens at (\S+)/.exec(line)?.[1] ?? []);
+    expect(addresses).toEqual([addresses[0], addresses[0]]);
+  });
+
+  it("starts no Redis of its own beside one that is named", async () => {
+    const atelier = start("up", "--cluster", "--port", "0", "--redis", "redis://cache", "--workers", "1");
+    await atelier.printed("Ctrl-C stops it");
+    expect(log().filter((line) => line === "gateway started with 1 workers and redis://cache")).toHaveLength(2);
+    expect(log().filter((line) => line.startsWith("redis"))).toEqual([]);
+  });
+
+  it("says why when there is no Redis to be had, and starts no gateway", async () => {
+    const atelier = start("up", "--cluster", "--port", "0", { FAKE_REDIS: "fails" });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("error: redis: redis-server is not to be had");
+    expect(log().filter((line) => line.startsWith("gateway"))).toEqual([]);
   });
 });
 
@@ -451,7 +526,7 @@ function log(): string[] {
 }
 
 const logged = (line: string) => until(`"${line}" in the log`, () => log().includes(line));
-const withoutPid = (line: string) => line.replace(/ listens at .*/, "");
+const withoutPid = (line: string) => line.replace(/ (?:listens )?at .*/, "");
 const pidOf = (id: string) => Number(/pid (\d+)/.exec(log().find((line) => line.startsWith(`${id} started`))!)![1]);
 const drawn = () => JSON.parse(log().flatMap((line) => /^gateway drew (.*)/.exec(line)?.[1] ?? [])[0]!);
 

@@ -4,14 +4,18 @@ import { join } from "node:path";
 import { run } from "./program.ts";
 
 const cli = join(import.meta.dirname, "..");
-const services = join(cli, "..");
+const root = join(cli, "../..");
 const { version } = JSON.parse(readFileSync(join(cli, "package.json"), "utf8")) as { version: string };
 
 process.exit(
   await run(process.argv.slice(2), {
     version,
-    root: join(services, ".."),
-    entries: { worker: join(services, "worker/src/main.ts"), gateway: join(services, "gateway/src/main.ts") },
+    root,
+    entries: {
+      worker: join(root, "services/worker/src/main.ts"),
+      gateway: join(root, "services/gateway/src/main.ts"),
+      redis: join(root, "scripts/services/redis-process.ts"),
+    },
     defaultUrl: "http://127.0.0.1:8080",
     env: process.env,
   }),

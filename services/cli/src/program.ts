@@ -77,13 +77,25 @@ function addUp(
       "address to listen on; 0.0.0.0 opens it to the network, which asks for API keys",
       "127.0.0.1",
     )
-    .option("-w, --workers <n>", "worker processes", wholeNumber({ min: 1, max: 64 }), 1)
+    .option("-w, --workers <n>", "worker processes (default: 1, in a cluster 2)", wholeNumber({ min: 1, max: 64 }))
+    .option(
+      "--redis <url>",
+      "a Redis that runs, for what gateways share: redis://host:6379, redis-cluster://..., redis-sentinel://.../name, " +
+        "rediss for TLS; ATELIER_REDIS says the same without showing a password to others on this machine",
+    )
+    .option("--cluster", "2 gateways, on the port and the next, 2 workers and a Redis, as on several machines", false)
     .option("--models <folders>", "model bundles, comma-separated (default: the embedded model)")
     .option("--device <name>", "what the workers run on", "cpu")
     .addOption(logLevelOption())
     .addHelpText(
       "after",
-      examples(["atelier up --port 9000", "npm start -- --port 9000", "atelier up --workers 2 --models ./my-model"]),
+      examples([
+        "atelier up --port 9000",
+        "npm start -- --port 9000",
+        "atelier up --workers 2 --models ./my-model",
+        "npm start -- --redis redis://127.0.0.1:6379",
+        "npm start -- --cluster",
+      ]),
     )
     .action(async (given) => {
       const models = given.models?.split(",").filter(Boolean) as string[] | undefined;
@@ -91,7 +103,9 @@ function addUp(
         entries,
         host: given.host,
         port: given.port,
-        workers: given.workers,
+        gateways: given.cluster ? 2 : 1,
+        workers: given.workers ?? (given.cluster ? 2 : 1),
+        redis: given.redis === undefined ? (given.cluster ? "own" : undefined) : { url: given.redis },
         models: models?.map((folder) => resolve(base, folder)) ?? [embeddedModel(root)],
         device: given.device,
         logLevel: given.logLevel,
@@ -164,7 +178,9 @@ function addGenerate(
           entries,
           host: "127.0.0.1",
           port: 0,
+          gateways: 1,
           workers: 1,
+          redis: undefined,
           models: [embeddedModel(root)],
           device: "cpu",
           logLevel: given.logLevel,

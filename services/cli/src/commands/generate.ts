@@ -38,7 +38,7 @@ export async function generate(options: GenerateOptions): Promise<number> {
       );
       system = new LocalSystem({ ...options.system, report: () => {} });
       progress.begin("starting the system");
-      url = await endsWith(stop.signal, system.start());
+      [url] = await endsWith(stop.signal, system.start());
     }
     await makePictures(options, new GatewayClient(url, stop.signal), progress);
     return 0;

@@ -18,16 +18,17 @@ export type UpOptions = Omit<LocalSystemOptions, "report"> & {
  * @throws CliError when it does not start or can no longer serve.
  */
 export async function up(options: UpOptions): Promise<number> {
-  if (options.port !== 0) await checkPort(options, options.command);
+  const { host, port, gateways } = options;
+  if (port !== 0) for (let i = 0; i < gateways; i++) await checkPort({ host, port: port + i }, options);
 
   const progress = new Progress(process.stderr);
   const system = new LocalSystem({ ...options, report: (line) => progress.line(line) });
   const asked = stopWhenAsked(system, progress, options.byNpm);
   progress.begin("starting");
-  const url = await Promise.race([system.start().finally(() => progress.end()), asked]);
-  if (typeof url === "number") return url;
+  const urls = await Promise.race([system.start().finally(() => progress.end()), asked]);
+  if (typeof urls === "number") return urls;
 
-  console.log(welcome(url));
+  console.log(welcome(urls));
   const outcome = await Promise.race([system.broken, asked]);
   if (typeof outcome === "number") return outcome;
   await system.stop();
@@ -58,13 +59,14 @@ function stopWhenAsked(system: LocalSystem, progress: Progress, byNpm: boolean):
   });
 }
 
-async function checkPort({ host, port }: HostPort, command: string): Promise<void> {
+async function checkPort({ host, port }: HostPort, { command, port: first, gateways }: UpOptions): Promise<void> {
   const problem = await portProblem({ host, port });
   if (problem === undefined) return;
   if (problem === "EADDRINUSE") {
     const [taker, free] = await Promise.all([whoTakes({ host, port }), nextFreePort({ host, port })]);
+    const several = gateways > 1 ? ` (${gateways} gateways take ${first} to ${first + gateways - 1})` : "";
     throw new CliError(
-      `port ${port} is taken by ${taker}. Choose another: ${command} --port ${free}\n端口 ${port} 已被占用，请用 --port 换一个。`,
+      `port ${port} is taken by ${taker}${several}. Choose another: ${command} --port ${free}\n端口 ${port} 已被占用，请用 --port 换一个。`,
     );
   }
   if (problem === "EACCES") {
@@ -82,13 +84,13 @@ async function whoTakes({ host, port }: HostPort): Promise<string> {
   return ours ? "an Atelier that runs already" : "another program";
 }
 
-function welcome(url: string): string {
+function welcome([url, ...more]: readonly [string, ...string[]]): string {
   const curl =
     `curl -s ${url}/generate -H 'content-type: application/json' -H 'accept: image/png' ` +
     `-d '{"prompt":"国潮风T恤, 白色背景"}' -o tee.png`;
   return [
     "",
-    `Atelier is open at ${bold(url)} · 已启动`,
+    `Atelier is open at ${[url, ...more].map(bold).join(" and ")} · 已启动`,
     "",
     "Try it · 试一试:",
     `  ${curl}`,

@@ -85,8 +85,14 @@ export class ChildService {
     clearTimeout(timer);
   }
 
+  /** With whatever it has started in its turn. */
   kill(): void {
-    this.#child.kill("SIGKILL");
+    if (this.#hasEnded || this.pid === undefined) return;
+    try {
+      process.kill(-this.pid, "SIGKILL");
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has just ended
+    }
   }
 }
 

@@ -2,20 +2,26 @@ import { availableParallelism } from "node:os";
 import { type Clock, systemClock } from "@atelier/core";
 import { CliError } from "../cli-error.ts";
 import { ChildService } from "./child-service.ts";
-import { RestartBudget, type RestartLimits } from "./restart-budget.ts";
+import { KeptService } from "./kept-service.ts";
+import type { RestartLimits } from "./restart-budget.ts";
 
 /** The files that are run: the services' main.ts, or stand-ins in tests. */
 export interface ServiceEntries {
   readonly worker: string;
   readonly gateway: string;
+  readonly redis: string;
 }
 
 export interface LocalSystemOptions {
   readonly entries: ServiceEntries;
   readonly host: string;
-  /** 0 takes a free one. */
+  /** 0 takes a free one. A second gateway takes the next. */
   readonly port: number;
+  /** One, with which everything ends; or several, each of which is started again when it dies. */
+  readonly gateways: number;
   readonly workers: number;
+  /** What gateways share: one that runs, one of our own, or what the environment says (`undefined`). */
+  readonly redis: { readonly url: string } | "own" | undefined;
   /** Folders of model bundles. */
   readonly models: readonly string[];
   readonly device: string;
@@ -32,17 +38,20 @@ const START_MAX_MS = 10 * 60_000;
 const STOP_GRACE_MS = 35_000;
 
 /**
- * The whole system on this machine: worker processes and a gateway in front of them. A worker that dies is started
- * again at the same address, since the gateway's list of workers is fixed; with the gateway, all of it ends.
+ * The whole system on this machine, each part a process: workers, one gateway or several in front of them, and Redis
+ * where they are to share one. What dies is started again at the same address, since the others know it by that; only
+ * with a single gateway all of it ends.
  */
 export class LocalSystem {
   readonly #options: LocalSystemOptions;
   readonly #clock: Clock;
-  readonly #budgets = new Map<string, RestartBudget>();
-  readonly #workers = new Map<string, ChildService>();
-  readonly #pendingRestarts = new Set<() => void>();
+  /** In the order in which they are stopped: nothing new is admitted while the workers finish what they hold. */
+  readonly #services: {
+    readonly gateway: KeptService[];
+    readonly worker: KeptService[];
+    readonly redis: KeptService[];
+  } = { gateway: [], worker: [], redis: [] };
   readonly #broken = Promise.withResolvers<CliError>();
-  #gateway: ChildService | undefined;
   #stopping = false;
 
   constructor(options: LocalSystemOptions) {
@@ -56,10 +65,10 @@ export class LocalSystem {
   }
 
   /**
-   * Starts everything and resolves to the gateway's URL once requests are served.
+   * Starts everything and resolves to the gateways' URLs once each of them serves.
    * @throws CliError naming what did not start; whatever did start is stopped first.
    */
-  async start(): Promise<string> {
+  async start(): Promise<readonly [string, ...string[]]> {
     const timeout = Promise.withResolvers<never>();
     const cancelTimeout = this.#clock.after(START_MAX_MS, () =>
       timeout.reject(new CliError(`the system was not ready within ${START_MAX_MS / 60_000} minutes`)),
@@ -74,31 +83,48 @@ export class LocalSystem {
     }
   }
 
-  async #startAll(): Promise<string> {
-    const { workers, host, port, report } = this.#options;
-    const ids = Array.from({ length: workers }, (_, i) => `w${i + 1}`);
-    const started = ids.map((id) => this.#spawnWorker(id, "127.0.0.1:0"));
-    // A worker listens before it loads its models: the gateway starts while they load.
-    const addresses = await Promise.all(started.map((worker) => worker.listening));
-    if (this.#stopping) throw new CliError("stopped while starting");
-    for (const [i, id] of ids.entries()) report(`worker ${id} at ${addresses[i]}: loading and warming up`);
+  async #startAll(): Promise<readonly [string, ...string[]]> {
+    const { report } = this.#options;
+    const starting = this.#startRedis();
+    const workers = Array.from({ length: this.#options.workers }, (_, i) => this.#spawnWorker(`w${i + 1}`));
+    // Redis is waited for first: where it cannot be had, that is what there is to say.
+    const redisUrl = await starting;
+    // A worker listens before it loads its models: the gateways start while they load.
+    const addresses = await this.#listening(workers);
+    for (const [i, { name }] of workers.entries()) report(`${name} at ${addresses[i]}: loading and warming up`);
 
-    const gateway = this.#spawnGateway({ listen: `${bracketed(host)}:${port}`, workers: addresses });
-    const url = await gateway.listening;
-    report(`gateway at ${url}: waiting for its workers`);
+    const gateways = Array.from({ length: this.#options.gateways }, (_, i) =>
+      this.#spawnGateway(i, { workers: addresses, redisUrl }),
+    );
+    const urls = await this.#listening(gateways);
+    for (const [i, { name }] of gateways.entries()) report(`${name} at ${urls[i]}: waiting for its workers`);
 
-    await Promise.all([gateway.ready, ...started.map((worker) => worker.ready)]);
-    for (const [i, id] of ids.entries()) this.#keepAlive(id, started[i]!, addresses[i]!);
-    void gateway.ended.then((how) => {
-      if (!this.#stopping) this.#broken.resolve(new CliError(`the gateway is gone: ${how}`));
-    });
-    return url;
+    await Promise.all([...gateways, ...workers].map((service) => service.ready));
+    for (const [i, worker] of workers.entries()) worker.keepAlive(addresses[i]!);
+    const [only] = gateways;
+    if (gateways.length > 1) for (const [i, gateway] of gateways.entries()) gateway.keepAlive(listenOf(urls[i]!));
+    else void only!.ended.then((how) => this.#break(`the gateway is gone: ${how}`));
+    return urls as [string, ...string[]];
   }
 
-  #spawnWorker(id: string, listen: string): ChildService {
+  /** Resolves to the URL for the gateways; undefined where the environment decides. */
+  async #startRedis(): Promise<string | undefined> {
+    const { redis, entries, report } = this.#options;
+    if (redis !== "own") return redis?.url;
+    const service = this.#spawn("redis", "redis", (listen) => ({
+      entry: entries.redis,
+      env: { ATELIER_REDIS_LISTEN: listen },
+    }));
+    const [address] = await this.#listening([service]);
+    await service.ready;
+    service.keepAlive(address!);
+    report(`redis at redis://${address}`);
+    return `redis://${address}`;
+  }
+
+  #spawnWorker(id: string): KeptService {
     const { entries, models, device, logLevel, workers } = this.#options;
-    const worker = new ChildService({
-      name: `worker ${id}`,
+    return this.#spawn("worker", `worker ${id}`, (listen) => ({
       entry: entries.worker,
       env: {
         ATELIER_WORKER_ID: id,
@@ -108,66 +134,85 @@ export class LocalSystem {
         ATELIER_LOG_LEVEL: logLevel,
         ...sharedThreads(workers),
       },
-    });
-    this.#workers.set(id, worker);
-    return worker;
+    }));
   }
 
-  #spawnGateway({ listen, workers }: { listen: string; workers: readonly string[] }): ChildService {
-    const { entries, logLevel } = this.#options;
-    this.#gateway = new ChildService({
-      name: "gateway",
+  #spawnGateway(
+    index: number,
+    { workers, redisUrl }: { workers: readonly string[]; redisUrl: string | undefined },
+  ): KeptService {
+    const { entries, logLevel, host, port, gateways } = this.#options;
+    const first = `${bracketed(host)}:${port === 0 ? 0 : port + index}`;
+    const spawn = (listen: string) => ({
       entry: entries.gateway,
-      env: { ATELIER_LISTEN: listen, ATELIER_WORKERS: workers.join(","), ATELIER_LOG_LEVEL: logLevel },
+      env: {
+        ATELIER_LISTEN: listen,
+        ATELIER_WORKERS: workers.join(","),
+        ATELIER_LOG_LEVEL: logLevel,
+        ...(redisUrl === undefined ? {} : { ATELIER_REDIS: redisUrl }),
+      },
     });
-    return this.#gateway;
+    return this.#spawn("gateway", gateways === 1 ? "gateway" : `gateway g${index + 1}`, spawn, first);
   }
 
-  #keepAlive(id: string, worker: ChildService, address: string): void {
-    void worker.ended.then((how) => {
-      if (!this.#stopping) this.#restart(id, address, how);
-    });
+  #spawn(
+    kind: "gateway" | "worker" | "redis",
+    name: string,
+    process: (listen: string) => { entry: string; env: Record<string, string> },
+    listen = "127.0.0.1:0",
+  ): KeptService {
+    const services = this.#services[kind];
+    const service = new KeptService(
+      {
+        name,
+        spawn: (address) => new ChildService({ name, ...process(address) }),
+        clock: this.#clock,
+        restartLimits: this.#options.restartLimits,
+        report: this.#options.report,
+        onGivenUp: () => {
+          services.splice(services.indexOf(service), 1);
+          // Without Redis the gateways go on, each for itself.
+          if (services.length === 0 && kind !== "redis") this.#break(`no ${kind} is left`);
+        },
+      },
+      listen,
+    );
+    services.push(service);
+    return service;
   }
 
-  #restart(id: string, address: string, how: string): void {
-    const { report, restartLimits } = this.#options;
-    const budget = this.#budgets.get(id) ?? new RestartBudget(this.#clock, restartLimits);
-    this.#budgets.set(id, budget);
-    const delayMs = budget.take();
-    if (delayMs === undefined) {
-      this.#workers.delete(id);
-      report(`worker ${id} is gone: ${how}. It died too often and is not started again`);
-      if (this.#workers.size === 0) this.#broken.resolve(new CliError("no worker is left"));
-      return;
-    }
-    report(`worker ${id} is gone: ${how}. Starting it again in ${delayMs / 1000} s`);
-    const cancel = this.#clock.after(delayMs, () => {
-      this.#pendingRestarts.delete(cancel);
-      const worker = this.#spawnWorker(id, address);
-      this.#keepAlive(id, worker, address);
-      worker.ready.then(
-        () => report(`worker ${id} is back`),
-        () => {}, // its end is reported by `ended`
-      );
-    });
-    this.#pendingRestarts.add(cancel);
+  async #listening(services: readonly KeptService[]): Promise<string[]> {
+    const addresses = await Promise.all(services.map((service) => service.listening));
+    if (this.#stopping) throw new CliError("stopped while starting");
+    return addresses;
   }
 
-  /** Gateway first, so that nothing new is admitted while the workers finish what they hold. */
+  #break(message: string): void {
+    if (!this.#stopping) this.#broken.resolve(new CliError(message));
+  }
+
+  /** In order, what is behind last. */
   async stop(): Promise<void> {
     this.#stopping = true;
-    for (const cancel of this.#pendingRestarts) cancel();
-    await this.#gateway?.stop({ graceMs: STOP_GRACE_MS });
-    await Promise.all([...this.#workers.values()].map((worker) => worker.stop({ graceMs: STOP_GRACE_MS })));
+    for (const services of Object.values(this.#services)) {
+      await Promise.all(services.map((service) => service.stop({ graceMs: STOP_GRACE_MS })));
+    }
   }
 
   /** Ends every process at once. Resolves when they are gone. */
   async kill(): Promise<void> {
     this.#stopping = true;
-    const children = [...this.#workers.values(), ...(this.#gateway === undefined ? [] : [this.#gateway])];
-    for (const child of children) child.kill();
-    await Promise.all(children.map((child) => child.ended));
+    await Promise.all(
+      Object.values(this.#services)
+        .flat()
+        .map((service) => service.kill()),
+    );
   }
+}
+
+/** host:port out of the URL of a service that listens there. */
+function listenOf(url: string): string {
+  return new URL(url).host;
 }
 
 /** Several workers share the cores; one takes its own default, or what the user set for all. */

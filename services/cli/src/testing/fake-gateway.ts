@@ -8,11 +8,11 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
 
-const { ATELIER_LISTEN: listen, ATELIER_WORKERS: workers, FAKE_GATEWAY: fault } = process.env;
+const { ATELIER_LISTEN: listen, ATELIER_WORKERS: workers, ATELIER_REDIS: redis, FAKE_GATEWAY: fault } = process.env;
 const [host, port] = listen!.split(":");
 const note = (line: string) => appendFileSync(process.env["FAKE_LOG"]!, `gateway ${line}\n`);
 
-note(`started with ${workers!.split(",").length} workers`);
+note(`started with ${workers!.split(",").length} workers${redis === undefined ? "" : ` and ${redis}`}`);
 process.on("SIGTERM", () => {
   note("SIGTERM");
   process.exit(0);
@@ -21,6 +21,7 @@ process.on("disconnect", () => process.exit(0));
 
 const server = createServer((request, response) => void answer(request, response));
 server.listen(Number(port), host, () => {
+  note(`listens, pid ${process.pid} at ${(server.address() as AddressInfo).port}`);
   process.send?.({ type: "listening", address: `http://${host}:${(server.address() as AddressInfo).port}` });
   process.send?.({ type: "ready" });
   if (fault === "dies-later") setTimeout(() => process.exit(5), 200);

@@ -9,6 +9,7 @@ process.exit(
     entries: {
       worker: join(import.meta.dirname, "fake-worker.ts"),
       gateway: join(import.meta.dirname, "fake-gateway.ts"),
+      redis: join(import.meta.dirname, "fake-redis.ts"),
     },
     defaultUrl: process.env["FAKE_DEFAULT_URL"]!,
     env: process.env,

@@ -1,0 +1,133 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtemp, rm } from "node:fs/promises";
+import { type AddressInfo, connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { natsServer, type Program, redisServer } from "./programs.ts";
+
+export class DaemonEnded extends Error {
+  override readonly name = "DaemonEnded";
+}
+
+/** A server of somebody else's that runs for us, in a folder of its own that goes with it. */
+export interface Daemon {
+  readonly address: string;
+  /** How it ended, in words. */
+  readonly ended: Promise<string>;
+  stop(): Promise<void>;
+}
+
+const START_MAX_MS = 30_000;
+const STOP_GRACE_MS = 5_000;
+const OUTPUT_KEPT_CHARS = 4_000;
+
+/**
+ * Redis with nothing on disk. What it has no memory for it takes from values that expire, the longest unused first.
+ *
+ * @throws NotToBeHad, DaemonEnded
+ */
+export async function startRedisServer({ host, port }: { host: string; port: number }): Promise<Daemon> {
+  return startDaemon(
+    await redisServer(),
+    { host, port, greeting: { say: "PING\r\n", expect: "+PONG" } },
+    (at, folder) => [
+      ...["--bind", host, "--port", String(at), "--dir", folder, "--save", "", "--appendonly", "no"],
+      ...["--maxmemory", "512mb", "--maxmemory-policy", "volatile-lru"],
+    ],
+  );
+}
+
+/** NATS with JetStream. @throws NotToBeHad, DaemonEnded */
+export async function startNatsServer({ host, port }: { host: string; port: number }): Promise<Daemon> {
+  return startDaemon(await natsServer(), { host, port, greeting: { say: "", expect: "INFO" } }, (at, folder) => [
+    ...["--addr", host, "--port", String(at), "--jetstream", "--store_dir", folder],
+  ]);
+}
+
+interface Place {
+  readonly host: string;
+  /** 0 takes a free one. */
+  readonly port: number;
+  /** What tells that it serves. */
+  readonly greeting: { readonly say: string; readonly expect: string };
+}
+
+async function startDaemon(
+  program: Program,
+  { host, port, greeting }: Place,
+  argumentsFor: (port: number, folder: string) => readonly string[],
+): Promise<Daemon> {
+  const at = port === 0 ? await freePort(host) : port;
+  const folder = await mkdtemp(join(tmpdir(), "atelier-service-"));
+  const child = spawn(program.path, argumentsFor(at, folder), {
+    cwd: folder,
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...program.env },
+  });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (text: string) => {
+      output = (output + text).slice(-OUTPUT_KEPT_CHARS);
+    });
+  }
+  const killWithUs = () => child.kill("SIGKILL");
+  process.once("exit", killWithUs);
+  const ended = endOf(child).then(async (how) => {
+    process.off("exit", killWithUs);
+    await rm(folder, { recursive: true, force: true });
+    return how;
+  });
+  const untilMs = Date.now() + START_MAX_MS;
+  let over = false;
+  void ended.then(() => {
+    over = true;
+  });
+  while (!(await answers({ host, port: at }, greeting))) {
+    if (over) throw new DaemonEnded(`${program.path} ${await ended}:\n${output.trim()}`);
+    if (Date.now() > untilMs) {
+      child.kill("SIGKILL");
+      throw new DaemonEnded(`${program.path} did not answer within ${START_MAX_MS / 1000} s:\n${output.trim()}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return {
+    address: `${host}:${at}`,
+    ended,
+    stop: async () => {
+      child.kill("SIGTERM");
+      const timer = setTimeout(() => child.kill("SIGKILL"), STOP_GRACE_MS);
+      await ended;
+      clearTimeout(timer);
+    },
+  };
+}
+
+function endOf(child: ChildProcess): Promise<string> {
+  return new Promise((resolve) => {
+    child.once("error", (error) => resolve(`did not start (${error.message})`));
+    child.once("close", (code, signal) =>
+      resolve(signal === null ? `ended with exit code ${code}` : `ended by ${signal}`),
+    );
+  });
+}
+
+async function freePort(host: string): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, host, resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+function answers(where: { host: string; port: number }, { say, expect }: Place["greeting"]): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(where, () => socket.write(say));
+    socket.setTimeout(1_000, () => socket.destroy());
+    socket.on("error", () => {}); // its close says no
+    socket.on("data", (data) => {
+      resolve(String(data).includes(expect));
+      socket.destroy();
+    });
+    socket.on("close", () => resolve(false));
+  });
+}
