@@ -66,7 +66,12 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   const redis =
     config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
   const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
-  const placer = new FleetPlacer(fleet, new Balancer(random));
+  const placer = new FleetPlacer({
+    fleet,
+    balancer: new Balancer(random),
+    clock,
+    limits: { windowMs: Number.POSITIVE_INFINITY, waitingMax: config.inFlightMax },
+  });
   const tenancy = await openTenancy({
     ...world,
     config,

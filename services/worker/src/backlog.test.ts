@@ -25,6 +25,10 @@ describe("Backlog", () => {
     backlog.progress("a", 22); // two steps into the second pass
     expect(backlog.totalMs).toBeCloseTo(7 * 2 * 40 + 4 * 10);
     expect(backlog.byClassMs).toEqual({ interactive: 7 * 2 * 40, standard: 0, bulk: 4 * 10 });
+    expect(backlog.jobsLeftMs).toEqual({ interactive: [7 * 2 * 40], standard: [], bulk: [4 * 10] });
+    backlog.progress("b", 4);
+    expect(backlog.jobsLeftMs.bulk).toEqual([]);
+    backlog.progress("b", 0);
     backlog.remove("a");
     expect(backlog.totalMs).toBeCloseTo(40);
     backlog.remove("b");

@@ -50,6 +50,16 @@ export class Backlog {
     return left;
   }
 
+  /** The same job by job, those that are denoised left out. */
+  get jobsLeftMs(): Readonly<Record<PriorityClass, readonly number[]>> {
+    const left: Record<PriorityClass, number[]> = { interactive: [], standard: [], bulk: [] };
+    for (const { work, stepsDone } of this.#jobs.values()) {
+      const ms = this.#leftMs(work, stepsDone);
+      if (ms > 0) left[work.priorityClass].push(ms);
+    }
+    return left;
+  }
+
   #leftMs({ model, rows, passes }: JobWork, stepsDone: number): number {
     let done = stepsDone;
     let left = 0;

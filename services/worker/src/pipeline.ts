@@ -75,6 +75,8 @@ export interface PipelineState {
   readonly requestsFree: number;
   /** Denoising work accepted and not done, in predicted device milliseconds. */
   readonly backlogMs: Readonly<Record<PriorityClass, number>>;
+  /** The same job by job. */
+  readonly jobsLeftMs: Readonly<Record<PriorityClass, readonly number[]>>;
   /** Share of the last ten seconds in which the denoise lanes ran, 0..1. */
   readonly denoiseBusyRatio: number;
   readonly stepTimes: readonly StepTime[];
@@ -88,6 +90,9 @@ export interface PipelineState {
   /** Learned milliseconds of one step of one image with guidance at the model's native size, by model. */
   readonly stepMs: ReadonlyMap<string, number>;
 }
+
+/** Whether it took a request on, or anything else happened. */
+export type PipelineChange = "took-on" | "went-on";
 
 /**
  * Reads the bundles and starts the stages. Models are loaded by `preload()`, or when a request first asks for them.
@@ -133,7 +138,7 @@ export class Pipeline {
   readonly #clock: Clock;
   readonly #stop = new AbortController();
   readonly #inFlight = new Map<string, Running>();
-  readonly #listeners = new Set<() => void>();
+  readonly #listeners = new Set<(change: PipelineChange) => void>();
   readonly #budget: MemoryBudget;
   readonly #shelf: ModelShelf;
   /** What the denoise thread was last told, by model. */
@@ -249,6 +254,7 @@ export class Pipeline {
       requestsInFlight,
       requestsFree: Math.max(0, this.#limits.queueMax - this.#placesTaken),
       backlogMs: this.#backlog.byClassMs,
+      jobsLeftMs: this.#backlog.jobsLeftMs,
       denoiseBusyRatio: this.#busy.at(this.#clock.nowMs()),
       stepTimes: this.#times.toJSON(),
       rowTimes: this.#times.rowTimes,
@@ -260,7 +266,7 @@ export class Pipeline {
   }
 
   /** Calls `listener` whenever the state has changed; the result takes it back. */
-  onChange(listener: () => void): () => void {
+  onChange(listener: (change: PipelineChange) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
   }
@@ -391,7 +397,7 @@ export class Pipeline {
       this.#backlog.add(id, running.jobWork);
       this.#backlog.progress(id, running.stepsDone[imageIndex]!);
     }
-    this.#changed();
+    this.#changed("took-on");
     const stepsTotal = parts.phases.steps * request.numImages;
     call.onEvent({ type: "accepted", backlogMs: this.#backlog.byClassMs, stepsTotal });
     return running;
@@ -456,9 +462,9 @@ export class Pipeline {
     }
   }
 
-  #changed(): void {
+  #changed(change: PipelineChange = "went-on"): void {
     this.#tellRooms();
-    for (const listener of [...this.#listeners]) listener();
+    for (const listener of [...this.#listeners]) listener(change);
   }
 }
 

@@ -49,13 +49,24 @@ describe("Fleet", () => {
   it("counts placed work as the worker's until the worker does, and less what was placed of what it would take", () => {
     const { fleet, streams } = startFleet(["a:1"]);
     const told = (changes: MessageInitShape<typeof WorkerStateSchema>) => streams.get("a:1")?.message(state(changes));
-    told({ requestsFree: 3, backlogStandardMs: 50 });
+    told({ requestsFree: 3, backlogStandardMs: 50, jobsLeftStandardMs: [50] });
     const slot = fleet.place("a:1", WORK);
-    const seen = () => fleet.views().map(({ backlogMs, requestsFree }) => [backlogMs.standard, requestsFree])[0];
-    expect(seen()).toEqual([150, 2]);
-    slot.accepted({ sequence: 2n, backlogMs: { interactive: 0, standard: 148, bulk: 0 } });
-    told({ sequence: 3n, requestsFree: 2, backlogStandardMs: 140 });
-    expect(seen()).toEqual([140, 2]);
+    const seen = () => fleet.views().map(({ jobsLeftMs, requestsFree }) => [jobsLeftMs.standard, requestsFree])[0];
+    expect(seen()).toEqual([[50, 100], 2]);
+    slot.accepted({ sequence: 2n });
+    told({ sequence: 3n, requestsFree: 2, backlogStandardMs: 140, jobsLeftStandardMs: [98, 42] });
+    expect(seen()).toEqual([[42, 98], 2]);
+  });
+
+  it("takes a worker that has a backlog and names no jobs for one that serves in the order of arrival", () => {
+    const { fleet, streams } = startFleet(["a:1"]);
+    const first = () => fleet.views()[0]?.shortestFirst;
+    streams.get("a:1")?.message(state());
+    expect(first()).toBe(true);
+    streams.get("a:1")?.message(state({ sequence: 2n, backlogBulkMs: 10 }));
+    expect(first()).toBe(false);
+    streams.get("a:1")?.message(state({ sequence: 3n, backlogBulkMs: 10, jobsLeftBulkMs: [10] }));
+    expect(first()).toBe(true);
   });
 
   it.each<[string, MessageInitShape<typeof WorkerStateSchema>]>([
@@ -82,7 +93,7 @@ describe("Fleet", () => {
   });
 });
 
-const WORK = { priority: "standard", ms: 100 } as const;
+const WORK = { priority: "standard", jobs: 1, msEach: 100 } as const;
 
 /** A fleet over streams that the test writes to. */
 function startFleet(addresses: readonly string[]) {

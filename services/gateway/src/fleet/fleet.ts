@@ -1,11 +1,10 @@
 import { type Clock, invariant, type Random, type ServingError } from "@atelier/core";
 import type { WorkerState } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
-import type { PriorityClass } from "../caller.ts";
 import { NO_COSTS, StepCosts } from "./step-costs.ts";
 import type { WorkerClient } from "./worker-client.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
-import { type BacklogReport, type PlacedWork, WorkerLoad } from "./worker-load.ts";
+import { type BacklogReport, backlogOf, type JobsPlaced, type PlacedWork, WorkerLoad } from "./worker-load.ts";
 import { type ModelView, modelsFromState, type WorkerView } from "./worker-view.ts";
 import { WorkerWatch } from "./worker-watch.ts";
 
@@ -48,10 +47,10 @@ export class Fleet {
   }
 
   /** Counts a request's work against the worker at `address`, until a report of the worker has it in or it is released. */
-  place(address: string, work: { readonly priority: PriorityClass; readonly ms: number }): WorkerSlot {
+  place(address: string, work: JobsPlaced): WorkerSlot {
     const member = this.#members.get(address);
     invariant(member !== undefined, `${address} was picked from this fleet's views`);
-    const placed = member.load.place(work, this.#options.clock);
+    const placed = member.load.place(work);
     member.inFlight += 1;
     let released = false;
     return {
@@ -169,16 +168,29 @@ interface Member {
   inFlight: number;
 }
 
-function reportOf({ sequence, backlogInteractiveMs, backlogStandardMs, backlogBulkMs }: WorkerState): BacklogReport {
+function reportOf(state: WorkerState): BacklogReport {
+  const { sequence, backlogInteractiveMs, backlogStandardMs, backlogBulkMs } = state;
+  const { jobsLeftInteractiveMs, jobsLeftStandardMs, jobsLeftBulkMs } = state;
   return {
     sequence,
     backlogMs: { interactive: backlogInteractiveMs, standard: backlogStandardMs, bulk: backlogBulkMs },
+    jobsLeftMs: tellsJobs(state)
+      ? { interactive: jobsLeftInteractiveMs, standard: jobsLeftStandardMs, bulk: jobsLeftBulkMs }
+      : undefined,
   };
+}
+
+/** One that has a backlog and names no jobs is older than those that do. */
+function tellsJobs(state: WorkerState): boolean {
+  const { jobsLeftInteractiveMs, jobsLeftStandardMs, jobsLeftBulkMs } = state;
+  if (jobsLeftInteractiveMs.length + jobsLeftStandardMs.length + jobsLeftBulkMs.length > 0) return true;
+  return state.backlogInteractiveMs + state.backlogStandardMs + state.backlogBulkMs === 0;
 }
 
 const NOT_REACHED = "not reached yet";
 
 function viewOf({ address, state, models, costs, load, lostReason, inFlight }: Member, nowMs: number): WorkerView {
+  const jobsLeftMs = load.jobsLeftMs(nowMs);
   const notReadyReason = lostReason ?? (state?.draining ? "draining" : state?.ready ? undefined : "warming up");
   return {
     address,
@@ -189,7 +201,9 @@ function viewOf({ address, state, models, costs, load, lostReason, inFlight }: M
     notReadyReason,
     models,
     inFlight,
-    backlogMs: load.backlogMs(nowMs),
+    jobsLeftMs,
+    backlogMs: backlogOf(jobsLeftMs),
+    shortestFirst: state !== undefined && tellsJobs(state),
     requestsFree: Math.max(0, (state?.requestsFree ?? 0) - load.uncounted),
     costs,
   };

@@ -2,7 +2,7 @@ import { ServingError } from "@atelier/core";
 import { ModelStatus, type ResidentModel, type ModelPlace as WirePlace, type WorkerState } from "@atelier/proto";
 import { type SamplerName, samplerFromWire } from "../samplers.ts";
 import type { StepCosts } from "./step-costs.ts";
-import type { BacklogMs } from "./worker-load.ts";
+import type { BacklogMs, JobsLeftMs } from "./worker-load.ts";
 
 /** What the gateway last heard from a worker, and what it placed there itself. Up to one report old, so never exact. */
 export interface WorkerView {
@@ -21,7 +21,11 @@ export interface WorkerView {
   /** Requests that this gateway has placed there and that are not finished. */
   readonly inFlight: number;
   /** What it has to do, as of now: its last report less the time since, and what was placed there since. */
+  readonly jobsLeftMs: JobsLeftMs;
+  /** The same, summed. */
   readonly backlogMs: BacklogMs;
+  /** Within a class it goes on with whoever has the least left; false: in the order of arrival, for all that is known. */
+  readonly shortestFirst: boolean;
   /** Requests that it would take before it refuses. */
   readonly requestsFree: number;
   readonly costs: StepCosts;

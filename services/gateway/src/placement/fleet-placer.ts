@@ -1,31 +1,151 @@
-import type { Fleet } from "../fleet/fleet.ts";
+import { type Clock, type Deadline, ServingError } from "@atelier/core";
+import { PRIORITY_CLASSES } from "../caller.ts";
+import type { WorkerSlot } from "../fleet/fleet.ts";
+import type { JobsPlaced } from "../fleet/worker-load.ts";
+import type { WorkerView } from "../fleet/worker-view.ts";
 import type { ServiceOrder } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
-import type { Balancer } from "./balancer.ts";
+import type { Balancer, Choice } from "./balancer.ts";
 import type { PlaceLimits, Placement, Placer, Prediction } from "./placer.ts";
 
-/** Places each request at once, where the balancer says. */
-export class FleetPlacer implements Placer {
-  readonly #fleet: Pick<Fleet, "views" | "place">;
-  readonly #balancer: Balancer;
+/** The part of the fleet that placing needs. */
+export interface PlacerFleet {
+  views(): readonly WorkerView[];
+  place(address: string, work: JobsPlaced): WorkerSlot;
+  onChange(listener: () => void): () => void;
+}
 
-  constructor(fleet: Pick<Fleet, "views" | "place">, balancer: Balancer) {
-    this.#fleet = fleet;
-    this.#balancer = balancer;
+export interface FleetPlacerOptions {
+  readonly fleet: PlacerFleet;
+  readonly balancer: Balancer;
+  readonly clock: Clock;
+  readonly limits: PlacerLimits;
+}
+
+export interface PlacerLimits {
+  /** A request is bound to a worker that will begin it within so many milliseconds, and waits here while there is none. */
+  readonly windowMs: number;
+  /** Requests that may wait here; more are refused. */
+  readonly waitingMax: number;
+}
+
+/**
+ * Binds requests to workers where the balancer says, as late as pays: a request for which no worker has room soon waits
+ * here, so that the worker that is free first gets it, whatever was thought of it before.
+ */
+export class FleetPlacer implements Placer {
+  readonly #options: FleetPlacerOptions;
+  /** In the order of service. */
+  readonly #waiting: Waiting[] = [];
+  #arrivals = 0;
+
+  constructor(options: FleetPlacerOptions) {
+    this.#options = options;
+    options.fleet.onChange(() => this.#bindWaiting());
+  }
+
+  get waiting(): number {
+    return this.#waiting.length;
   }
 
   predict(image: ImageRequest, order: ServiceOrder): Prediction {
-    return this.#balancer.pick(image, order, this.#fleet.views()).predicted;
+    const { fleet, balancer } = this.#options;
+    return balancer.pick(image, order, fleet.views()).predicted;
   }
 
-  async place(image: ImageRequest, { order, deadline, signal, avoid }: PlaceLimits): Promise<Placement> {
-    signal.throwIfAborted();
-    deadline.check("placing the request on a worker");
-    const views = this.#fleet.views();
+  place(image: ImageRequest, limits: PlaceLimits): Promise<Placement> {
+    return new Promise((resolve, reject) => {
+      const { signal, deadline, order } = limits;
+      signal.throwIfAborted();
+      deadline.check("placing the request on a worker");
+      const choice = this.#choose(image, limits);
+      if (this.#mayBind(choice) && !this.#waiting.some((other) => comesBefore(other, order))) {
+        resolve(this.#bind(choice, image, order));
+        return;
+      }
+      this.#wait({ image, limits, resolve, reject });
+    });
+  }
+
+  #wait(asked: Pick<Waiting, "image" | "limits" | "resolve" | "reject">): void {
+    const { limits, clock } = this.#options;
+    const { signal, deadline } = asked.limits;
+    if (this.#waiting.length >= limits.waitingMax)
+      throw new ServingError("OVERLOADED", `${limits.waitingMax} requests wait for a worker, which is the most`);
+    const leave = (finish: () => void) => {
+      const at = this.#waiting.indexOf(waiting);
+      if (at >= 0) this.#waiting.splice(at, 1);
+      cancelTimer();
+      signal.removeEventListener("abort", aborted);
+      finish();
+    };
+    const waiting: Waiting = {
+      image: asked.image,
+      limits: asked.limits,
+      arrival: this.#arrivals++,
+      resolve: (placement) => leave(() => asked.resolve(placement)),
+      reject: (error) => leave(() => asked.reject(error)),
+    };
+    const aborted = () => waiting.reject(signal.reason);
+    const cancelTimer = clock.after(deadline.leftMs, () =>
+      waiting.reject(new ServingError("DEADLINE_EXCEEDED", "no worker was free in time")),
+    );
+    signal.addEventListener("abort", aborted);
+    const at = this.#waiting.findIndex((other) => compare(waiting, other) < 0);
+    this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, waiting);
+  }
+
+  /** Something changed: those who wait are bound as far as there is room, in order. */
+  #bindWaiting(): void {
+    for (const waiting of [...this.#waiting]) {
+      if (!this.#options.fleet.views().some(({ requestsFree }) => requestsFree > 0)) return;
+      try {
+        const choice = this.#choose(waiting.image, waiting.limits);
+        if (this.#mayBind(choice)) waiting.resolve(this.#bind(choice, waiting.image, waiting.limits.order));
+      } catch (error) {
+        waiting.reject(error);
+      }
+    }
+  }
+
+  #choose(image: ImageRequest, { order, avoid }: Pick<PlaceLimits, "order" | "avoid">): Choice {
+    const { fleet, balancer } = this.#options;
+    const views = fleet.views();
     const others = views.filter(({ address, models }) => !avoid.has(address) && models.has(image.model));
-    const eligible = others.some((view) => view.ready) ? others : views;
-    const { worker, predicted } = this.#balancer.pick(image, order, eligible);
-    const slot = this.#fleet.place(worker.address, { priority: order.priority, ms: predicted.workMs });
+    return balancer.pick(image, order, others.some((view) => view.ready) ? others : views);
+  }
+
+  #mayBind({ worker, predicted }: Choice): boolean {
+    return predicted.waitMs <= this.#options.limits.windowMs && worker.requestsFree > 0;
+  }
+
+  #bind({ worker, predicted }: Choice, { numImages: jobs }: ImageRequest, { priority }: ServiceOrder): Placement {
+    const slot = this.#options.fleet.place(worker.address, { priority, jobs, msEach: predicted.workMs / jobs });
     return { worker, predicted, client: slot.client, accepted: slot.accepted, release: () => slot.release() };
   }
+}
+
+interface Waiting {
+  readonly image: ImageRequest;
+  readonly limits: Pick<PlaceLimits, "order" | "avoid"> & { readonly deadline: Deadline; readonly signal: AbortSignal };
+  readonly arrival: number;
+  resolve(placement: Placement): void;
+  reject(error: unknown): void;
+}
+
+/** The more urgent class, then the earlier deadline, then who came first. */
+function compare(a: Waiting, b: Waiting): number {
+  const byClass = rank(a.limits.order) - rank(b.limits.order);
+  if (byClass !== 0) return byClass;
+  const byDeadline = a.limits.deadline.atMs - b.limits.deadline.atMs;
+  return byDeadline !== 0 ? byDeadline : a.arrival - b.arrival;
+}
+
+/** One that waits and is as urgent or more: a newcomer does not pass it. */
+function comesBefore(other: Waiting, order: ServiceOrder): boolean {
+  return rank(other.limits.order) <= rank(order);
+}
+
+function rank({ priority }: ServiceOrder): number {
+  return PRIORITY_CLASSES.indexOf(priority);
 }

@@ -20,6 +20,21 @@ describe("StatePublisher", () => {
     expect(heard).toEqual(["0ms: a #1", "500ms: b #2", "550ms: e #3"]);
   });
 
+  it("tells sooner that work was taken on, whatever else was due: within 5 ms of what it told last", () => {
+    const { watch, change, takeOn, clock } = publisher();
+    const heard = watch();
+    clock.advance(500);
+    change("b");
+    clock.advance(1);
+    change("c");
+    clock.advance(1);
+    takeOn("d");
+    clock.advance(1);
+    change("e");
+    clock.advance(200);
+    expect(heard).toEqual(["0ms: a #1", "500ms: b #2", "505ms: e #3"]);
+  });
+
   it("is heard every second when nothing changes", () => {
     const { watch, clock } = publisher();
     const heard = watch();
@@ -81,6 +96,10 @@ function publisher() {
       const heard: string[] = [];
       subject.watch((text) => heard.push(text));
       return heard;
+    },
+    takeOn(to: string) {
+      state = to;
+      subject.tookOn();
     },
     change(to: string) {
       state = to;

@@ -118,7 +118,10 @@ export class WorkerServer {
   /** From now on those who watch see the pipeline's models being loaded. */
   show(pipeline: Pipeline): void {
     this.#pipeline = pipeline;
-    pipeline.onChange(() => this.#publisher.changed());
+    pipeline.onChange((change) => {
+      if (change === "took-on") this.#publisher.tookOn();
+      else this.#publisher.changed();
+    });
     this.#publisher.changed();
   }
 
