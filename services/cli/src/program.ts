@@ -1,12 +1,14 @@
 import { join, resolve } from "node:path";
 import { Command, Option } from "commander";
-import { decimal, httpUrl, size, wholeNumber } from "./argument-values.ts";
+import { decimal, size, wholeNumber } from "./argument-values.ts";
 import { CliError } from "./cli-error.ts";
 import { formatOf, readInitImage } from "./client/image-files.ts";
 import { generate } from "./commands/generate.ts";
 import { listModels } from "./commands/list-models.ts";
 import { type TrainerToolOptions, trainerTool } from "./commands/trainer-tool.ts";
 import { up } from "./commands/up.ts";
+import { examples } from "./examples.ts";
+import { addTenancy, keyOption, urlOption } from "./program-tenants.ts";
 import type { ServiceEntries } from "./system/local-system.ts";
 
 export interface ProgramOptions {
@@ -53,6 +55,7 @@ function createProgram(options: ProgramOptions, finish: (exitCode: number) => vo
   addUp(program, options, finish);
   addGenerate(program, options, finish);
   addModels(program, options, finish);
+  addTenancy(program, options);
   return program;
 }
 
@@ -139,6 +142,7 @@ function addGenerate(
     .option("--quality <n>", "of jpeg and webp, 1 to 100", wholeNumber({ min: 0, max: 1000 }))
     .option("--num-images <n>", "several pictures: FILE-1, FILE-2, ...", wholeNumber({ min: 0, max: 1000 }))
     .addOption(urlOption())
+    .addOption(keyOption())
     .option("--json", "print the receipt as JSON", false)
     .option("--verbose", "say how far it is in a pipe too, a line at a time", false)
     .addOption(logLevelOption())
@@ -172,6 +176,7 @@ function addGenerate(
         output: given.output,
         url: given.url,
         defaultUrl,
+        key: given.key,
         json: given.json,
         verbose: given.verbose,
         system: {
@@ -202,9 +207,10 @@ function addModels(
     .command("ls", { isDefault: true })
     .description("list them")
     .addOption(urlOption().default(defaultUrl))
+    .addOption(keyOption())
     .option("--json", "print them as JSON", false)
     .addHelpText("after", examples(["atelier models ls", "atelier models ls --json"]))
-    .action((given) => listModels({ url: given.url, json: given.json }));
+    .action((given) => listModels({ server: given, json: given.json }));
 
   const addTool = (command: TrainerToolOptions["command"], usage: string, description: string, help: string) =>
     models
@@ -271,19 +277,11 @@ function embeddedModel(root: string): string {
   return join(root, "deploy/models/atelier-tiny");
 }
 
-function urlOption(): Option {
-  return new Option("--url <url>", "a running system").env("ATELIER_URL").argParser(httpUrl);
-}
-
 function logLevelOption(): Option {
   return new Option("--log-level <level>", "what the services write to standard error")
     .env("ATELIER_LOG_LEVEL")
     .choices(LOG_LEVELS)
     .default("warn");
-}
-
-function examples(lines: readonly string[]): string {
-  return `\nExamples · 示例:\n${lines.map((line) => `  ${line}`).join("\n")}`;
 }
 
 type Present<T> = { [K in keyof T]?: Exclude<T[K], undefined> };

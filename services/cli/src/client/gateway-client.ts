@@ -55,6 +55,12 @@ export interface ModelEntry {
   readonly workers_ready: number;
 }
 
+/** A running system, and the key to it where it asks for one. */
+export interface Server {
+  readonly url: string;
+  readonly key: string | undefined;
+}
+
 /** Names our gateway on every answer, failures included. */
 const REQUEST_ID_HEADER = "x-atelier-request-id";
 const PROBE_MAX_MS = 1500;
@@ -75,12 +81,12 @@ export async function answersAsAtelier(url: string): Promise<boolean> {
 
 /** A gateway over HTTP. Every failure is a CliError with the server's own words, or that names the URL. */
 export class GatewayClient {
-  readonly #url: string;
+  readonly #server: Server;
   readonly #signal: AbortSignal;
 
   /** @param signal ends what is under way: the gateway cancels a request whose caller is gone. */
-  constructor(url: string, signal: AbortSignal) {
-    this.#url = url;
+  constructor(server: Server, signal: AbortSignal) {
+    this.#server = server;
     this.#signal = signal;
   }
 
@@ -128,11 +134,21 @@ export class GatewayClient {
     return (reply as { models: readonly ModelEntry[] }).models;
   }
 
-  async #fetch(path: string, request: RequestInit, timeoutMs: number): Promise<Response> {
-    const url = new URL(path, this.#url);
+  /** A route that takes and answers JSON; undefined for an answer without a body. */
+  async call(method: string, path: string, body?: object): Promise<unknown> {
+    const content = body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+    const reply = await this.#fetch(path, { method, ...content }, PROBE_MAX_MS * 4);
+    return reply.status === 204 ? undefined : this.#json(reply);
+  }
+
+  async #fetch(path: string, { headers, ...request }: RequestInit, timeoutMs: number): Promise<Response> {
+    const { url: base, key } = this.#server;
+    const url = new URL(path, base);
+    // An empty variable counts as unset.
+    const authorization: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {};
     try {
       const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(timeoutMs)]);
-      return await fetch(url, { ...request, signal });
+      return await fetch(url, { ...request, headers: { ...(headers as object), ...authorization }, signal });
     } catch (error) {
       this.#signal.throwIfAborted();
       const { cause } = error as Error;

@@ -12,6 +12,8 @@ export interface GenerateOptions {
   /** Absent: the system at `defaultUrl` if one runs there, otherwise one of our own for this call. */
   readonly url: string | undefined;
   readonly defaultUrl: string;
+  /** An API key, where the system asks for one. */
+  readonly key: string | undefined;
   /** Print the receipt instead of words. */
   readonly json: boolean;
   /** Say where no terminal shows it how far the picture is, a line at a time. */
@@ -40,7 +42,7 @@ export async function generate(options: GenerateOptions): Promise<number> {
       progress.begin("starting the system");
       [url] = await endsWith(stop.signal, system.start());
     }
-    await makePictures(options, new GatewayClient(url, stop.signal), progress);
+    await makePictures(options, new GatewayClient({ url, key: options.key }, stop.signal), progress);
     return 0;
   } catch (error) {
     if (!stop.signal.aborted) throw error;

@@ -1,6 +1,7 @@
-import { GatewayClient, type ModelEntry } from "../client/gateway-client.ts";
+import { GatewayClient, type ModelEntry, type Server } from "../client/gateway-client.ts";
+import { type Column, table } from "../terminal/table.ts";
 
-const COLUMNS: readonly { title: string; of: (model: ModelEntry) => string }[] = [
+const COLUMNS: readonly Column<ModelEntry>[] = [
   { title: "ID", of: (model) => model.id },
   { title: "FAMILY", of: (model) => model.family },
   { title: "NATIVE", of: (model) => `${model.native_width}x${model.native_height}` },
@@ -18,21 +19,8 @@ function statusOf({ status, progress }: ModelEntry): string {
 }
 
 /** Prints the models that a running system serves. @throws CliError when none answers. */
-export async function listModels({ url, json }: { url: string; json: boolean }): Promise<void> {
-  const models = await new GatewayClient(url, new AbortController().signal).models();
-  console.log(json ? JSON.stringify(models, undefined, 2) : table(models));
-}
-
-function table(models: readonly ModelEntry[]): string {
-  if (models.length === 0) return "No worker has reported a model yet.";
-  const rows = [COLUMNS.map(({ title }) => title), ...models.map((model) => COLUMNS.map(({ of }) => of(model)))];
-  const widths = COLUMNS.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
-  return rows
-    .map((row) =>
-      row
-        .map((cell, i) => cell.padEnd(widths[i]!))
-        .join("  ")
-        .trimEnd(),
-    )
-    .join("\n");
+export async function listModels({ server, json }: { server: Server; json: boolean }): Promise<void> {
+  const models = await new GatewayClient(server, new AbortController().signal).models();
+  if (json) console.log(JSON.stringify(models, undefined, 2));
+  else console.log(models.length === 0 ? "No worker has reported a model yet." : table(COLUMNS, models));
 }

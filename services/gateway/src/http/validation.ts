@@ -51,7 +51,7 @@ function locate(path: readonly PropertyKey[], { schema, data }: Pick<Refused, "s
   let at: Located = { name: "", schema, data };
   for (const key of path) {
     const step = typeof key === "number" ? `[${key}]` : at.name === "" ? String(key) : `.${String(key)}`;
-    const bare = at.schema && bareSchema(at.schema);
+    const bare = at.schema && withoutNull(bareSchema(at.schema));
     const inside = bare instanceof z.ZodArray ? (bare.element as z.ZodType) : shapeOf(bare)[String(key)];
     at = { name: at.name + step, schema: inside, data: (at.data as Record<PropertyKey, unknown> | undefined)?.[key] };
   }
@@ -68,11 +68,16 @@ function bareSchema(schema: z.ZodType): z.ZodType {
   return wrapped ? bareSchema(schema.unwrap() as z.ZodType) : schema;
 }
 
+function withoutNull(schema: z.ZodType): z.ZodType {
+  return schema instanceof z.ZodNullable ? bareSchema(schema.unwrap() as z.ZodType) : schema;
+}
+
 /** What a field may hold, read from its schema, so that no message can disagree with the check. */
 export function allowedText(schema: z.ZodType): string {
   const bare = bareSchema(schema);
+  if (bare instanceof z.ZodNullable) return `${allowedText(bare.unwrap() as z.ZodType)}, or null`;
   if (bare instanceof z.ZodEnum) return `one of ${bare.options.join(", ")}`;
-  if (bare instanceof z.ZodString) {
+  if (bare instanceof z.ZodString && bare.format !== "regex") {
     return bare.maxLength === null ? "a text" : `a text of ${bare.minLength ?? 0} to ${bare.maxLength} characters`;
   }
   if (bare instanceof z.ZodNumber) {
@@ -83,7 +88,7 @@ export function allowedText(schema: z.ZodType): string {
     return `${kind} ${from} ${bare.minValue} to ${bare.maxValue}`;
   }
   if (bare instanceof z.ZodObject) return "an object";
-  return schema.description ?? "of another kind";
+  return schema.description ?? bare.description ?? "of another kind";
 }
 
 /** A value as JSON, cut short. */

@@ -21,16 +21,16 @@ const scopes = z
   .min(1)
   .describe(`a list of ${SCOPES.join(", ")}`);
 
-/** The parts of a key that whoever makes it chooses. */
+/** The parts of a key that whoever makes it chooses; null is no end, or all that its tenant may use. */
 export const keyFields = {
   name: text,
   tenant: name,
   role: z.enum(ROLES),
   scopes,
   priority: z.enum(PRIORITY_CLASSES),
-  models: names.nullable().describe("a list of model ids, or null for all that its tenant may use"),
-  adapters: names.nullable().describe("a list of adapter names, or null for all that its tenant may use"),
-  expires_at: moment.nullable().describe("a time in ISO 8601, such as 2027-01-31T00:00:00Z, or null for never"),
+  models: names.nullable(),
+  adapters: names.nullable(),
+  expires_at: moment.nullable(),
 };
 
 /** A key as it is kept, in files and stores alike: its secret is in nobody's hands but its holder's. */
@@ -64,21 +64,16 @@ export function defaultScopes(role: Role): Scope[] {
 
 const limit = z.int().min(1).max(1_000_000_000).nullable();
 
-/** A tenant's settings; null is no limit. */
+/** A tenant's settings; null is no limit, the gateway's own price, or everything there is. */
 export const tenantFields = {
-  requests_per_minute: limit.describe("a whole number from 1 to 1000000000, or null for no limit"),
-  images_per_minute: limit.describe("a whole number from 1 to 1000000000, or null for no limit"),
-  concurrent_requests: limit.describe("a whole number from 1 to 1000000000, or null for no limit"),
-  images_per_month: limit.describe("a whole number from 1 to 1000000000, or null for no limit"),
-  device_seconds_per_month: limit.describe("a whole number from 1 to 1000000000, or null for no limit"),
-  price_per_device_hour: z
-    .number()
-    .min(0)
-    .max(1_000_000)
-    .nullable()
-    .describe("a number from 0 to 1000000, or null for the gateway's own price"),
-  models: names.nullable().describe("a list of model ids, or null for all"),
-  adapters: names.nullable().describe("a list of adapter names, or null for all"),
+  requests_per_minute: limit,
+  images_per_minute: limit,
+  concurrent_requests: limit,
+  images_per_month: limit,
+  device_seconds_per_month: limit,
+  price_per_device_hour: z.number().min(0).max(1_000_000).nullable(),
+  models: names.nullable(),
+  adapters: names.nullable(),
 };
 
 export const tenantSettings = z.strictObject({
