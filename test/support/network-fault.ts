@@ -71,8 +71,8 @@ export async function toxiproxyTo(upstreamPort: number): Promise<BadNetwork> {
   };
 }
 
-/** The same in this process, for a machine without Go. */
-export async function relayTo(upstreamPort: number): Promise<BadNetwork> {
+/** The same in this process, for a machine without Go; on any free port where none is named. */
+export async function relayTo(upstreamPort: number, ownPort?: number): Promise<BadNetwork> {
   const sockets = new Set<Socket>();
   let delayMs = 0;
   let silent = false;
@@ -107,7 +107,7 @@ export async function relayTo(upstreamPort: number): Promise<BadNetwork> {
       last = last.then(() => due).then(() => pass(chunk, outside));
     });
   };
-  const [port] = await freePorts(1);
+  const port = ownPort ?? (await freePorts(1))[0];
   const listen = async () => {
     if (server !== undefined) return;
     const opening = createServer(join);

@@ -207,6 +207,45 @@ describe("who takes over", () => {
     expect(one.fleet.all).toHaveLength(1);
   });
 
+  it("is whoever has room first, once the request was accepted: it waits rather than be refused", async () => {
+    const { fleet, ask, clock } = rig(["a", "b"]);
+    const answer = ask({});
+    const [a] = await fleet.calls(1);
+    a!.accepted(20);
+    a!.checkpoint(0, 4);
+    fleet.change("a", { ready: false });
+    a!.fail("DRAINING");
+    for (const n of [2, 3, 4, 5, 6]) {
+      const b = (await fleet.calls(n)).at(-1)!;
+      expect([b.address, b.request.resumeFrom?.length]).toEqual(["b", 1]);
+      b.fail("OVERLOADED");
+      await clock.advance(1_700); // 0.1 s, 0.2 s, ... with jitter
+    }
+    (await fleet.calls(7)).at(-1)!.finish();
+    expect((await answer).receipt.workerIds.slice(0, 2)).toEqual(["a", "b"]);
+  });
+
+  it("is nobody where none has room in time, although the request was accepted", async () => {
+    const { fleet, ask, clock } = rig(["a", "b"]);
+    const failed = ask({}).catch((error: ServingError) => error.code);
+    const [a] = await fleet.calls(1);
+    a!.accepted(20);
+    fleet.change("a", { ready: false });
+    a!.fail("WORKER_LOST");
+    let refused = 0;
+    for (let ms = 0; ms < 16_000; ms += 100) {
+      const call = fleet.all.at(-1)!;
+      if (!call.over && call.address === "b") {
+        call.fail("OVERLOADED");
+        refused += 1;
+      }
+      await clock.advance(100);
+    }
+    expect(await failed).toBe("OVERLOADED");
+    expect(refused).toBeLessThan(15); // backs off
+    expect(fleet.inFlight).toBe(0);
+  });
+
   it("goes on from what a leaving worker handed back, as often as workers leave, whatever the budget", async () => {
     const { fleet, ask } = rig(["a", "b", "c", "d", "e"], { retriesMax: 0, retryShare: 0 });
     const answer = ask({});

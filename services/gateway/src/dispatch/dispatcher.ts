@@ -45,11 +45,23 @@ export interface DispatcherOptions {
   readonly metrics: DispatchMetrics;
 }
 
-/** What a request's attempts so far have come to. */
+/** What a part's attempts so far have come to. */
 interface Tried {
+  /** Calls that were accepted and failed, or refused while nobody had accepted it yet. */
   readonly failures: number;
-  readonly last: ServingError | undefined;
+  /** Why it looks for a place again. */
+  readonly last: Failed | undefined;
   readonly avoid: ReadonlySet<string>;
+  /** How often it has waited since it looks for a place, and until when it does. */
+  readonly waits: number;
+  readonly giveUpAtMs: number | undefined;
+}
+
+/** How a call failed. */
+interface Failed {
+  readonly error: ServingError;
+  /** Its worker had taken it. */
+  readonly accepted: boolean;
 }
 
 /** A request on its way. */
@@ -63,11 +75,11 @@ interface Making {
 interface Call {
   readonly address: string;
   /** Undefined: its part is complete. Rejects with the reason of the request's signal. */
-  readonly failure: Promise<ServingError | undefined>;
+  readonly failure: Promise<Failed | undefined>;
   readonly cancel: (reason: ServingError) => void;
 }
 
-const NOTHING_TRIED: Tried = { failures: 0, last: undefined, avoid: new Set() };
+const NOTHING_TRIED: Tried = { failures: 0, last: undefined, avoid: new Set(), waits: 0, giveUpAtMs: undefined };
 /** Under this a second attempt costs more than the wait. */
 const HEDGE_AFTER_MIN_MS = 500;
 
@@ -109,58 +121,64 @@ export class Dispatcher {
 
   /** Makes a part of the request, and after a failure what that has left of it. */
   async #make(part: Part, making: Making, tried: Tried): Promise<void> {
-    const placement = await this.#place(part, making, tried);
+    const { placement, looked } = await this.#place(part, making, tried);
     const avoid = new Set(tried.avoid);
-    const failure = await this.#attempt(part, placement, making, avoid);
-    if (failure === undefined) return;
-    const next = this.#afterFailure(failure, part, making, { ...tried, avoid });
+    const failed = await this.#attempt(part, placement, making, avoid);
+    if (failed === undefined) return;
+    const next = this.#afterFailure(failed, part, making, { ...looked, avoid });
     await Promise.all(making.gathering.rest(part).map((rest) => this.#make(rest, making, next)));
   }
 
   /** @throws the failure where nothing is to be done about it. */
-  #afterFailure(failure: ServingError, part: Part, { gathering, limits }: Making, tried: Tried): Tried {
-    const { metrics } = this.#options;
-    const remedy = remedyFor(failure);
-    // Nothing is made twice where a worker leaves in order.
-    const moved = failure.code === "DRAINING";
-    const failures = tried.failures + (moved ? 0 : 1);
-    if (remedy === "none" || limits.deadline.passed || failures >= this.#options.limits.attemptsMax) throw failure;
-    if (!moved && !this.#budget.take()) {
+  #afterFailure(failed: Failed, part: Part, { gathering, limits }: Making, tried: Tried): Tried {
+    const { metrics, limits: own } = this.#options;
+    const { error, accepted } = failed;
+    const remedy = remedyFor(error);
+    // Nothing is made twice where a worker leaves in order, nor where one refuses what another had taken.
+    const free = error.code === "DRAINING" || (!accepted && gathering.accepted && remedy === "another");
+    const failures = tried.failures + (free ? 0 : 1);
+    if (remedy === "none" || limits.deadline.passed || failures >= own.attemptsMax) throw error;
+    if (!free && !this.#budget.take()) {
       metrics.retriesRefused.inc();
-      throw failure;
+      throw error;
     }
-    metrics.retries.inc({ reason: failure.code });
-    if (remedy !== "from-noise") return { failures, last: failure, avoid: tried.avoid };
-    gathering.forgetStates(part);
-    return { ...NOTHING_TRIED, failures };
+    metrics.retries.inc({ reason: error.code });
+    if (remedy === "from-noise") {
+      gathering.forgetStates(part);
+      return { ...NOTHING_TRIED, failures };
+    }
+    if (!accepted && tried.last !== undefined) return { ...tried, failures, last: failed }; // it looks on
+    return { ...NOTHING_TRIED, failures, last: failed, avoid: tried.avoid };
   }
 
   /** A place for a part: at once the first time, and after a failure elsewhere, or where it was when that is back. */
-  async #place(part: Part, { request, limits }: Making, { last, avoid }: Tried): Promise<Placement> {
+  async #place(
+    part: Part,
+    { request, limits, gathering }: Making,
+    tried: Tried,
+  ): Promise<{ placement: Placement; looked: Tried }> {
     const { placer, clock, random, limits: own } = this.#options;
+    const { last, avoid } = tried;
     const image = part.count === request.numImages ? request : { ...request, numImages: part.count };
-    if (last === undefined) return placer.place(image, { ...limits, avoid });
-    const giveUpAtMs = clock.nowMs() + Math.min(own.retryWaitMs, limits.deadline.leftMs / 2);
-    for (let failures = 1; ; failures++) {
+    if (last === undefined) return { placement: await placer.place(image, { ...limits, avoid }), looked: tried };
+    const giveUpAtMs = tried.giveUpAtMs ?? clock.nowMs() + Math.min(own.retryWaitMs, limits.deadline.leftMs / 2);
+    for (let { waits } = tried, waited = false; ; waits++, waited = true) {
       const placement = await placer.place(image, { ...limits, avoid }).catch(noneIfNobody);
+      // Back to one that has failed only after a while: what has just died looks alive for a moment more.
       const elsewhere = placement !== undefined && !avoid.has(placement.worker.address);
-      // A worker that has just died looks alive for a moment more.
-      if (elsewhere || (placement !== undefined && failures > 1)) return placement;
+      if (placement !== undefined && (elsewhere || waited)) {
+        return { placement, looked: { ...tried, waits, giveUpAtMs } };
+      }
       placement?.release();
-      if (remedyFor(last) === "another") throw last;
-      const delayMs = backoffMs(failures, random);
-      if (clock.nowMs() + delayMs > giveUpAtMs) throw last;
+      if (!gathering.accepted && remedyFor(last.error) === "another") throw last.error;
+      const delayMs = backoffMs(waits + 1, random);
+      if (clock.nowMs() + delayMs > giveUpAtMs) throw last.error;
       await sleep(clock, delayMs, limits.signal);
     }
   }
 
   /** One call, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
-  async #attempt(
-    part: Part,
-    placement: Placement,
-    making: Making,
-    avoid: Set<string>,
-  ): Promise<ServingError | undefined> {
+  async #attempt(part: Part, placement: Placement, making: Making, avoid: Set<string>): Promise<Failed | undefined> {
     const first = this.#call(part, placement, making);
     const second = await this.#hedge(first, part, placement, making, avoid);
     if (second === undefined) return failureOf(first, avoid);
@@ -234,6 +252,7 @@ export class Dispatcher {
       },
     });
     gathering.called(worker.id);
+    let accepted = false;
     const every = own.checkpointEvery ?? checkpointInterval(request, predicted.workMs);
     const call = callWorker(
       client,
@@ -249,13 +268,16 @@ export class Dispatcher {
         signal: AbortSignal.any([limits.signal, cancelled.signal, stalled.signal]),
         take: (message) => {
           watch.heard();
-          if (message.event.case === "accepted") placement.accepted(backlogFromWire(message.event.value));
+          if (message.event.case === "accepted") {
+            accepted = true;
+            placement.accepted(backlogFromWire(message.event.value));
+          }
           gathering.take(part, maker, message);
         },
       },
     );
 
-    const settle = (failure: ServingError | undefined): ServingError | undefined => {
+    const settle = (failure: ServingError | undefined): Failed | undefined => {
       // A connection that breaks after the receipt came took nothing from the answer.
       if (gathering.complete(part)) {
         this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
@@ -267,14 +289,14 @@ export class Dispatcher {
       const explained = explain(failure ?? new ServingError("INTERNAL", missing), worker);
       metrics.attempts.inc({ outcome: stalled.signal.aborted ? "STALLED" : explained.code });
       placement.release(explained);
-      return explained;
+      return { error: explained, accepted };
     };
-    const takenBack = (reason: unknown): ServingError => {
-      if (stalled.signal.aborted && reason === stalled.signal.reason) return settle(reason as ServingError)!;
+    const takenBack = (reason: unknown): Failed | undefined => {
+      if (stalled.signal.aborted && reason === stalled.signal.reason) return settle(reason as ServingError);
       const superseded = cancelled.signal.aborted || reason === SUPERSEDED;
       metrics.attempts.inc({ outcome: superseded ? "SUPERSEDED" : "CANCELLED" });
       placement.release();
-      if (cancelled.signal.aborted) return SUPERSEDED;
+      if (cancelled.signal.aborted) return { error: SUPERSEDED, accepted };
       throw reason;
     };
     const failure = call.then(settle, takenBack).finally(() => watch.stop());
@@ -286,7 +308,7 @@ export class Dispatcher {
 /** Ends what somebody else has finished. */
 const SUPERSEDED = new ServingError("CANCELLED", "the pictures came from another attempt");
 
-async function failureOf(call: Call, avoid: Set<string>): Promise<ServingError | undefined> {
+async function failureOf(call: Call, avoid: Set<string>): Promise<Failed | undefined> {
   const failure = await call.failure;
   if (failure !== undefined) avoid.add(call.address);
   return failure;

@@ -50,6 +50,11 @@ export class Gathering {
     return part;
   }
 
+  /** Some worker has taken it: from now on it is not to be lost for want of room. */
+  get accepted(): boolean {
+    return this.#told.begun;
+  }
+
   called(workerId: string): void {
     this.#workerIds.push(workerId);
   }

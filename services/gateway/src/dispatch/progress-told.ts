@@ -15,6 +15,10 @@ export class ProgressTold {
     this.#onEvent = onEvent;
   }
 
+  get begun(): boolean {
+    return this.#stepsPerImage > 0;
+  }
+
   /** The pictures of `before` that are not finished are now made as `parts`. */
   split(before: Part | undefined, parts: readonly Part[]): void {
     if (before !== undefined) this.#parts.delete(before);
