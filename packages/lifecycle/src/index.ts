@@ -7,6 +7,8 @@ export type ServiceMessage =
       /** Where it is reached: host:port of a worker's gRPC, the URL of a gateway. */
       readonly address: string;
       readonly metricsAddress?: string;
+      /** Of a gateway that has its gRPC API on: host:port. */
+      readonly grpcAddress?: string;
     }
   | { readonly type: "ready" }
   | { readonly type: "failed"; readonly message: string };

@@ -1,4 +1,5 @@
 /** What both ends of a gRPC call share: definitions, errors as statuses, channel options. */
 export { channelOptions } from "./channel-options.ts";
 export { errorFromStatus, statusOf } from "./error-status.ts";
+export { reflectionOf } from "./reflection.ts";
 export { serviceDefinition } from "./service-definition.ts";

@@ -11,6 +11,8 @@ import { WorkerClient } from "./fleet/worker-client.ts";
 import { staticDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
 import { withoutAdmission, withoutCache } from "./generations/without.ts";
+import { GenerationService } from "./grpc/generation-service.ts";
+import { GrpcServer } from "./grpc/grpc-server.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
@@ -31,6 +33,8 @@ export interface Gateway {
   readonly app: GatewayApp;
   readonly fleet: Fleet;
   readonly inFlight: InFlight;
+  /** Undefined where it is off. Not listening yet, as the app. */
+  readonly grpc: GrpcServer | undefined;
   /** What gateways share: in Redis, or in this process where none is configured. */
   readonly store: SharedStore;
   /** Undefined where none is configured. */
@@ -131,11 +135,22 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     idempotencyKeys,
     background,
   });
+  const grpc =
+    config.grpcListen &&
+    new GrpcServer({
+      ...config,
+      ...world,
+      service: new GenerationService({ ...config, ...world, generations, background, fleet }),
+      authenticator: tenancy.authenticator,
+      metrics,
+      noteFailure: (thrown, call) => noteFailure(thrown, call, { ...config, ...world }),
+    });
   app.addHook("onListen", async () => tenancy.announce());
   return {
     app,
     fleet,
     inFlight,
+    grpc,
     store,
     redis,
     close: async () => {

@@ -5,14 +5,17 @@ const WORKERS = { ATELIER_WORKERS: "127.0.0.1:7001" };
 
 describe("the gateway's configuration", () => {
   it("needs only the workers; the rest has defaults, on loopback", () => {
-    expect(readGatewayConfig(WORKERS)).toEqual({
+    expect(readGatewayConfig(WORKERS)).toMatchObject({
       listen: { host: "127.0.0.1", port: 8080 },
+      grpcListen: undefined,
       workers: ["127.0.0.1:7001"],
       requestTimeoutMs: 120_000,
       drainTimeoutMs: 25_000,
       bodyMaxBytes: 16 * 1024 * 1024,
       inFlightMax: 256,
       redis: undefined,
+      generationsKeptMs: 3_600_000,
+      leaseMs: 10_000,
       logLevel: "info",
       tenancy: {
         keysFile: undefined,
@@ -43,6 +46,11 @@ describe("the gateway's configuration", () => {
     ["a worker on port 0", { ATELIER_WORKERS: "w1:0" }, /"w1:0" is not host:port/],
     ["one worker twice", { ATELIER_WORKERS: "w1:1,w1:1" }, /"w1:1" is named twice/],
     ["a port out of range", { ...WORKERS, ATELIER_LISTEN: "127.0.0.1:65536" }, /ATELIER_LISTEN=127.0.0.1:65536/],
+    [
+      "gRPC on a port alone",
+      { ...WORKERS, ATELIER_GRPC_LISTEN: "50050" },
+      /ATELIER_GRPC_LISTEN=50050: must be host:port/,
+    ],
     ["a port alone", { ...WORKERS, ATELIER_LISTEN: "8080" }, /ATELIER_LISTEN=8080: must be host:port/],
     [
       "a Redis that is not a URL",

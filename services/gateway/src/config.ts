@@ -7,6 +7,8 @@ import type { Tariff } from "./tenants/tariff.ts";
 
 export interface GatewayConfig {
   readonly listen: HostPort;
+  /** Where the gRPC API listens; undefined: nowhere. */
+  readonly grpcListen: HostPort | undefined;
   /** Workers' gRPC addresses, host:port. */
   readonly workers: readonly string[];
   /** From the request's arrival to its answer; carried to the worker as the call's deadline. */
@@ -61,6 +63,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
   const read = readConfig(environment, env);
   return Object.freeze({
     listen: read.ATELIER_LISTEN,
+    grpcListen: read.ATELIER_GRPC_LISTEN,
     workers: read.ATELIER_WORKERS,
     requestTimeoutMs: read.ATELIER_REQUEST_TIMEOUT_MS,
     drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS ?? Math.min(DRAIN_TIMEOUT_MS, read.ATELIER_REQUEST_TIMEOUT_MS),
@@ -104,6 +107,11 @@ const environment = z
       .string()
       .default("127.0.0.1:8080")
       .transform(hostPort({ portMin: 0 })),
+    // Off unless it is asked for: several gateways of one machine would want one port.
+    ATELIER_GRPC_LISTEN: z
+      .string()
+      .default("off")
+      .transform((text, context) => (text === "off" ? undefined : hostPort({ portMin: 0 })(text, context))),
     ATELIER_WORKERS: z
       .string({ error: "must list the workers, such as 127.0.0.1:7001,127.0.0.1:7002" })
       .pipe(fromEnv.list())

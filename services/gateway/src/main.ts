@@ -9,13 +9,15 @@ import { listen } from "./listen.ts";
 async function main(config: GatewayConfig, log: Logger, stopping: Promise<string>): Promise<void> {
   const clock = systemClock;
   const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: crash });
-  const { app, fleet, inFlight } = gateway;
+  const { app, fleet, inFlight, grpc } = gateway;
 
-  const url = await listen(app, config.listen).catch(async (error: unknown) => {
+  const listening = Promise.all([listen(app, config.listen), config.grpcListen && grpc?.listen(config.grpcListen)]);
+  const [url, grpcAddress] = await listening.catch(async (error: unknown) => {
     await gateway.close(); // what it has open would keep the process alive
     throw error;
   });
-  tellParent({ type: "listening", address: url });
+  if (grpcAddress !== undefined) log.info({ address: grpcAddress }, "gRPC API listening");
+  tellParent({ type: "listening", address: url, ...(grpcAddress !== undefined && { grpcAddress }) });
   const endReadyWatch = fleet.onChange(() => {
     if (!fleet.views().some((worker) => worker.ready)) return;
     endReadyWatch();
@@ -25,7 +27,7 @@ async function main(config: GatewayConfig, log: Logger, stopping: Promise<string
 
   const reason = await stopping;
   log.info({ reason, in_flight: inFlight.count }, "stopping");
-  await stopGracefully(app, { inFlight, clock, timeoutMs: config.drainTimeoutMs });
+  await stopGracefully(app, { inFlight, grpc, clock, timeoutMs: config.drainTimeoutMs });
   await gateway.close();
   log.info("stopped");
 }

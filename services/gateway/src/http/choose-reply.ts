@@ -50,7 +50,8 @@ function chooseKind(accept: string | undefined, body: ReplyWishes): { kind: Repl
   return { kind: "picture", format };
 }
 
-function checkNoPreviews({ preview_every: every }: ReplyWishes): void {
+/** @throws ServingError INVALID_REQUEST. */
+export function checkNoPreviews({ preview_every: every }: ReplyWishes): void {
   if (every === undefined) return;
   const message = `preview_every is ${every}, but previews come in a stream of events only (accept ${EVENT_STREAM_TYPE})`;
   throw new ServingError("INVALID_REQUEST", message, { field: "preview_every" });

@@ -12,6 +12,13 @@ export const strictValidator: FastifySchemaCompiler<z.ZodType> =
       : { error: refusal(read.error, { schema, data, part: httpPart ?? "body" }) };
   };
 
+/** The value as `schema` reads it. @throws ServingError INVALID_REQUEST as the routes' own check does. */
+export function readStrictly<Schema extends z.ZodType>(schema: Schema, data: unknown): z.output<Schema> {
+  const read = schema.safeParse(data);
+  if (read.success) return read.data;
+  throw refusal(read.error, { schema, data, part: "request" });
+}
+
 interface Refused {
   readonly schema: z.ZodType;
   readonly data: unknown;

@@ -35,7 +35,7 @@ export interface Tenancy {
 }
 
 export interface TenancyOptions extends Pick<GatewayWorld, "clock" | "log"> {
-  readonly config: Pick<GatewayConfig, "listen" | "tenancy">;
+  readonly config: Pick<GatewayConfig, "listen" | "grpcListen" | "tenancy">;
   /** Device milliseconds that a request would take; 0 where nobody knows. */
   readonly predictMs: (asked: CompleteRequest, caller: Caller) => number;
   /** Undefined: this gateway shares with no other. */
@@ -52,7 +52,8 @@ export async function openTenancy(options: TenancyOptions): Promise<Tenancy> {
     ...(file === undefined ? [] : [keysFile(file)]),
     ...(keys === undefined ? [] : [environmentKeys(keys)]),
   ];
-  const { host } = config.listen;
+  const hosts = [config.listen.host, ...(config.grpcListen === undefined ? [] : [config.grpcListen.host])];
+  const host = hosts.find((name) => !isLoopback(name)) ?? hosts[0]!;
   const outside = !isLoopback(host);
   const anonymous = anonymousOf({ outside, anonymousAllowed });
   const directory = new TenantDirectory({ clock, log, configured, store, anonymous });

@@ -10,6 +10,8 @@ import type { SharedStore } from "../shared/shared-store.ts";
 
 export interface TestGateway {
   readonly url: string;
+  /** Of the gRPC API, where `env` has it on. */
+  readonly grpcAddress: string | undefined;
   readonly app: GatewayApp;
   readonly fleet: Fleet;
   readonly inFlight: InFlight;
@@ -38,11 +40,13 @@ export async function startGateway(
   const config = workers.length === 0 ? { ...read, workers } : read; // a test may want none at all
   const bugs: InvariantError[] = [];
   const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: (bug) => bugs.push(bug) });
-  const { app, fleet, inFlight } = gateway;
+  const { app, fleet, inFlight, grpc } = gateway;
   const url = await app.listen({ host: "127.0.0.1", port: 0 });
+  const grpcAddress = config.grpcListen && (await grpc?.listen(config.grpcListen));
   fleet.start();
   return {
     url,
+    grpcAddress,
     app,
     fleet,
     inFlight,
@@ -59,7 +63,7 @@ export async function startGateway(
       });
     },
     stop: async ({ timeoutMs } = { timeoutMs: 1_000 }) => {
-      await stopGracefully(app, { inFlight, clock, timeoutMs });
+      await stopGracefully(app, { inFlight, grpc, clock, timeoutMs });
       await gateway.close();
     },
   };

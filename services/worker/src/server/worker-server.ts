@@ -16,7 +16,7 @@ import {
   WatchResponseSchema,
   WorkerService,
 } from "@atelier/proto";
-import { channelOptions, serviceDefinition, statusOf } from "@atelier/rpc";
+import { channelOptions, reflectionOf, serviceDefinition, statusOf } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import {
@@ -31,7 +31,6 @@ import { type Address, addressText, cannotListen } from "../config.ts";
 import type { WorkerMetrics } from "../metrics.ts";
 import type { Pipeline } from "../pipeline.ts";
 import { EventWriter } from "./event-writer.ts";
-import { reflectionOf } from "./reflection.ts";
 import { StatePublisher } from "./state-publisher.ts";
 import { readGenerateRequest, wireAccepted, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
 import { describeWorker, type WorkerIdentity, wirePlace } from "./worker-state.ts";
