@@ -3,12 +3,13 @@ import { type Clock, type InvariantError, newId, type Random } from "@atelier/co
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
-import type { GatewayConfig } from "./config.ts";
+import { dnsNameOf, type GatewayConfig } from "./config.ts";
 import { ByteBudget } from "./dispatch/byte-budget.ts";
 import { Dispatcher } from "./dispatch/dispatcher.ts";
+import { dnsDirectory } from "./fleet/dns-directory.ts";
 import { Fleet } from "./fleet/fleet.ts";
 import { WorkerClient } from "./fleet/worker-client.ts";
-import { staticDirectory } from "./fleet/worker-directory.ts";
+import { joinedDirectory, staticDirectory, type WorkerDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
 import { withoutAdmission, withoutCache } from "./generations/without.ts";
 import { GenerationService } from "./grpc/generation-service.ts";
@@ -61,7 +62,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   const { clock, random } = world;
   const fleet = new Fleet({
     ...world,
-    directory: staticDirectory(config.workers),
+    directory: directoryOf(config.workers, world),
     connect: (address) => new WorkerClient(address),
   });
   const inFlight = new InFlight({ max: config.inFlightMax });
@@ -75,6 +76,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     balancer: new Balancer(random),
     clock,
     limits: { windowMs: Number.POSITIVE_INFINITY, waitingMax: config.inFlightMax },
+    observer: metrics.placement,
   });
   const tenancy = await openTenancy({
     ...world,
@@ -160,4 +162,11 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
       redis?.close();
     },
   };
+}
+
+/** Workers named one by one, and those behind names. */
+function directoryOf(workers: readonly string[], world: GatewayWorld): WorkerDirectory {
+  const named = workers.flatMap((worker) => dnsNameOf(worker) ?? []);
+  const listed = workers.filter((worker) => dnsNameOf(worker) === undefined);
+  return joinedDirectory([staticDirectory(listed), ...named.map((name) => dnsDirectory({ ...world, name }))]);
 }

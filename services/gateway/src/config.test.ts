@@ -1,9 +1,14 @@
 import { describe, expect, it } from "vitest";
-import { readGatewayConfig } from "./config.ts";
+import { dnsNameOf, readGatewayConfig } from "./config.ts";
 
 const WORKERS = { ATELIER_WORKERS: "127.0.0.1:7001" };
 
 describe("the gateway's configuration", () => {
+  it("takes workers by address and by name", () => {
+    const { workers } = readGatewayConfig({ ATELIER_WORKERS: "w1:7001,dns:///workers.atelier.svc:7002,[::1]:7003" });
+    expect(workers.map(dnsNameOf)).toEqual([undefined, { host: "workers.atelier.svc", port: 7002 }, undefined]);
+  });
+
   it("needs only the workers; the rest has defaults, on loopback", () => {
     expect(readGatewayConfig(WORKERS)).toMatchObject({
       listen: { host: "127.0.0.1", port: 8080 },
@@ -42,8 +47,10 @@ describe("the gateway's configuration", () => {
   it.each([
     ["no workers", {}, /ATELIER_WORKERS=\(unset\)/],
     ["a list of nothing", { ATELIER_WORKERS: " , " }, /at least one worker/],
-    ["a worker without a port", { ATELIER_WORKERS: "w1" }, /"w1" is not host:port/],
-    ["a worker on port 0", { ATELIER_WORKERS: "w1:0" }, /"w1:0" is not host:port/],
+    ["a worker without a port", { ATELIER_WORKERS: "w1" }, /"w1" is neither host:port nor dns:/],
+    ["a worker on port 0", { ATELIER_WORKERS: "w1:0" }, /"w1:0" is neither host:port nor dns:/],
+    ["a name of workers without a port", { ATELIER_WORKERS: "dns:///w" }, /"dns:\/\/\/w" is neither/],
+    ["a name server in the name", { ATELIER_WORKERS: "dns://1.1.1.1/w:7001" }, /"dns:\/\/1.1.1.1\/w:7001" is neither/],
     ["one worker twice", { ATELIER_WORKERS: "w1:1,w1:1" }, /"w1:1" is named twice/],
     ["a port out of range", { ...WORKERS, ATELIER_LISTEN: "127.0.0.1:65536" }, /ATELIER_LISTEN=127.0.0.1:65536/],
     [

@@ -9,7 +9,7 @@ export interface GatewayConfig {
   readonly listen: HostPort;
   /** Where the gRPC API listens; undefined: nowhere. */
   readonly grpcListen: HostPort | undefined;
-  /** Workers' gRPC addresses, host:port. */
+  /** Workers' gRPC addresses: host:port, or dns:///name:port for all the addresses of a name. */
   readonly workers: readonly string[];
   /** From the request's arrival to its answer; carried to the worker as the call's deadline. */
   readonly requestTimeoutMs: number;
@@ -175,11 +175,19 @@ const environment = z
     });
   });
 
+const DNS_SCHEME = /^dns:\/\/\//;
+
+/** The name of `dns:///name:port`; undefined of a plain host:port. Of an entry that `readGatewayConfig` let through. */
+export function dnsNameOf(worker: string): HostPort | undefined {
+  return DNS_SCHEME.test(worker) ? parseHostPort(worker.replace(DNS_SCHEME, ""), { portMin: 1 }) : undefined;
+}
+
 function checkWorkers(addresses: readonly string[], context: z.RefinementCtx): void {
   if (addresses.length === 0) context.addIssue({ code: "custom", message: "must name at least one worker" });
   addresses.forEach((address, i) => {
-    if (parseHostPort(address, { portMin: 1 }) === undefined) {
-      context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is not host:port` });
+    if (parseHostPort(address.replace(DNS_SCHEME, ""), { portMin: 1 }) === undefined) {
+      const message = `${JSON.stringify(address)} is neither host:port nor dns:///name:port`;
+      context.addIssue({ code: "custom", message });
     }
     if (addresses.indexOf(address) !== i) {
       context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is named twice` });

@@ -3,6 +3,8 @@ import type { ByteBudget } from "./dispatch/byte-budget.ts";
 import { createDispatchMetrics, type DispatchMetrics } from "./dispatch/dispatch-metrics.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { InFlight } from "./in-flight.ts";
+import type { PlacementObserver } from "./placement/fleet-placer.ts";
+import { createPlacementMetrics } from "./placement/placement-metrics.ts";
 
 /** What /metrics shows. Routes are patterns and models are those of the fleet, so that no caller can add a series. */
 export interface GatewayMetrics {
@@ -12,6 +14,7 @@ export interface GatewayMetrics {
   readonly images: Counter<"model" | "format" | "simulated">;
   readonly idempotency: Counter<"outcome">;
   readonly dispatch: DispatchMetrics;
+  readonly placement: PlacementObserver;
   readonly background: Counter<"status">;
 }
 
@@ -47,6 +50,7 @@ export function createGatewayMetrics({ fleet, inFlight, checkpoints }: Measured)
   return {
     registry,
     dispatch: createDispatchMetrics(registry, checkpoints),
+    placement: createPlacementMetrics(registry, fleet),
     requests: new Counter({
       name: "atelier_gateway_requests_total",
       help: "HTTP requests answered; status 499 is a caller that went away.",

@@ -69,6 +69,42 @@ describe("Fleet", () => {
     expect(first()).toBe(true);
   });
 
+  it("leaves a worker out that fails again and again, says so, and takes it in again", () => {
+    const { fleet, streams, clock } = startFleet(["a:1", "b:1"]);
+    const heard: string[] = [];
+    fleet.observe({ ejected: (address) => heard.push(address), removed: () => {} });
+    for (const stream of streams.values()) stream.message(state());
+    let changes = 0;
+    fleet.onChange(() => (changes += 1));
+    const failed = (address: string) => fleet.place(address, WORK).release(new ServingError("INTERNAL", "again"));
+    for (let i = 0; i < 5; i++) failed("a:1");
+    const reasons = () => fleet.views().map(({ ready, notReadyReason }) => [ready, notReadyReason]);
+    expect(reasons()).toEqual([
+      [false, "left out for another 10 s after failures in a row"],
+      [true, undefined],
+    ]);
+    expect([heard, changes]).toEqual([["a:1"], 1]);
+    for (let i = 0; i < 9; i++) failed("b:1"); // one of two is out already
+    clock.advance(9_000);
+    for (const stream of streams.values()) stream.message(state({ sequence: 2n })); // both are heard of all the while
+    clock.advance(1_000);
+    expect(reasons()).toEqual([
+      [true, undefined],
+      [true, undefined],
+    ]);
+  });
+
+  it("lets a worker that has left its directory finish what it is making", () => {
+    const { fleet, tell, closed } = startFleet(["a:1", "b:1"]);
+    const [first, second] = [fleet.place("a:1", WORK), fleet.place("a:1", WORK)];
+    tell(["b:1"]);
+    expect(fleet.views().map(({ address }) => address)).toEqual(["b:1"]);
+    expect(closed).toEqual(["a:1 stream"]);
+    first.release();
+    second.release(new ServingError("DRAINING", "handed back"));
+    expect(closed).toEqual(["a:1 stream", "a:1 channel"]);
+  });
+
   it.each<[string, MessageInitShape<typeof WorkerStateSchema>]>([
     ["without limits", { models: [{ ...fakeModel("m"), limits: undefined } as never] }],
     ["without defaults", { models: [{ ...fakeModel("m"), defaults: undefined } as never] }],
@@ -101,6 +137,7 @@ function startFleet(addresses: readonly string[]) {
   const opened: string[] = [];
   const closed: string[] = [];
   let tell: (addresses: readonly string[]) => void = () => {};
+  const clock = new ManualClock();
   const fleet = new Fleet({
     directory: {
       watch: (listener) => {
@@ -120,12 +157,12 @@ function startFleet(addresses: readonly string[]) {
       };
       return client as WorkerClient;
     },
-    clock: new ManualClock(),
+    clock,
     random: { next: () => 0 },
     log: createLogger("gateway", "silent"),
   });
   fleet.start();
-  return { fleet, streams, opened, closed, tell: (list: readonly string[]) => tell(list) };
+  return { fleet, streams, opened, closed, clock, tell: (list: readonly string[]) => tell(list) };
 }
 
 function state(changes: MessageInitShape<typeof WorkerStateSchema> = {}): WorkerState {

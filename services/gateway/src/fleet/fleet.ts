@@ -1,6 +1,7 @@
 import { type Clock, invariant, type Random, type ServingError } from "@atelier/core";
 import type { WorkerState } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
+import { Outliers } from "./outliers.ts";
 import { NO_COSTS, StepCosts } from "./step-costs.ts";
 import type { WorkerClient } from "./worker-client.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -16,6 +17,13 @@ export interface FleetOptions {
   readonly log: Logger;
 }
 
+export interface FleetObserver {
+  /** A worker was left out for its failures. */
+  ejected(address: string): void;
+  /** A worker has left the directory. */
+  removed(address: string): void;
+}
+
 /**
  * The workers that this gateway knows, as their state streams last described them. Deciding who gets a request is not
  * its business; it only says what there is, and counts what was placed where.
@@ -24,10 +32,26 @@ export class Fleet {
   readonly #options: FleetOptions;
   readonly #members = new Map<string, Member>();
   readonly #listeners = new Set<() => void>();
+  readonly #observers: FleetObserver[] = [];
+  readonly #outliers: Outliers;
   #endDirectory: () => void = () => {};
 
   constructor(options: FleetOptions) {
     this.#options = options;
+    const { clock, log } = options;
+    this.#outliers = new Outliers({
+      clock,
+      fleetSize: () => this.#members.size,
+      onEjected: (address, forMs, failures) => {
+        log.warn({ worker: address, for_ms: forMs, failures }, "worker left out after failures in a row");
+        for (const observer of this.#observers) observer.ejected(address);
+        this.#changed();
+      },
+      onReturned: (address) => {
+        log.info({ worker: address }, "worker taken in again");
+        this.#changed();
+      },
+    });
   }
 
   start(): void {
@@ -37,13 +61,17 @@ export class Fleet {
   /** The workers in the directory's order, as of now. */
   views(): readonly WorkerView[] {
     const nowMs = this.#options.clock.nowMs();
-    return Array.from(this.#members.values(), (member) => viewOf(member, nowMs));
+    return Array.from(this.#members.values(), (member) => this.#view(member, nowMs));
   }
 
   /** Calls `listener` after any change of any view but its in-flight count. The result ends that. */
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  observe(observer: FleetObserver): void {
+    this.#observers.push(observer);
   }
 
   /** Counts a request's work against the worker at `address`, until a report of the worker has it in or it is released. */
@@ -56,18 +84,20 @@ export class Fleet {
     return {
       client: member.client,
       accepted: placed.accepted,
-      release: () => {
+      release: (failure) => {
         if (released) return;
         released = true;
         placed.release();
         member.inFlight -= 1;
+        if (this.#members.get(address) === member) this.#outliers.ended(address, failure);
+        else if (member.inFlight === 0) member.client.close();
       },
     };
   }
 
   close(): void {
     this.#endDirectory();
-    for (const address of [...this.#members.keys()]) this.#remove(address);
+    for (const address of [...this.#members.keys()]) this.#remove(address, { now: true });
   }
 
   #follow(addresses: readonly string[]): void {
@@ -106,16 +136,20 @@ export class Fleet {
     watch.start();
   }
 
-  #remove(address: string): void {
+  #remove(address: string, { now = false } = {}): void {
     const member = this.#members.get(address);
-    member?.watch.stop();
-    member?.client.close();
+    if (member === undefined) return;
     this.#members.delete(address);
+    this.#outliers.forget(address);
+    member.watch.stop();
+    // One that leaves its service's name is draining most often: what it still makes is waited for.
+    if (member.inFlight === 0 || now) member.client.close();
+    for (const observer of this.#observers) observer.removed(address);
   }
 
   #heard(member: Member, state: WorkerState): void {
     const nowMs = this.#options.clock.nowMs();
-    const wasReady = viewOf(member, nowMs).ready;
+    const wasReady = this.#view(member, nowMs).ready;
     const models = modelsFromState(state);
     // One that restarts speaks before it has loaded anything; its models are still on their way, not unknown.
     if (state.ready || models.size > 0) member.models = models;
@@ -123,7 +157,7 @@ export class Fleet {
     member.load.reported(reportOf(state), nowMs);
     member.state = state;
     member.lostReason = undefined;
-    const view = viewOf(member, nowMs);
+    const view = this.#view(member, nowMs);
     if (view.ready !== wasReady) {
       this.#options.log.info(
         { worker: view.id, address: view.address, reason: view.notReadyReason },
@@ -146,13 +180,19 @@ export class Fleet {
     this.#changed();
   }
 
+  #view(member: Member, nowMs: number): WorkerView {
+    return viewOf(member, nowMs, this.#outliers.returnsAtMs(member.address));
+  }
+
   #changed(): void {
     for (const listener of this.#listeners) listener();
   }
 }
 
-export interface WorkerSlot extends PlacedWork {
+export interface WorkerSlot extends Pick<PlacedWork, "accepted"> {
   readonly client: WorkerClient;
+  /** It is over there, well or not. More than once is once. */
+  release(failure?: Error): void;
 }
 
 interface Member {
@@ -166,6 +206,11 @@ interface Member {
   readonly load: WorkerLoad;
   lostReason: string | undefined;
   inFlight: number;
+}
+
+function leftOutReason(returnsAtMs: number | undefined, nowMs: number): string | undefined {
+  if (returnsAtMs === undefined) return undefined;
+  return `left out for another ${Math.ceil((returnsAtMs - nowMs) / 1000)} s after failures in a row`;
 }
 
 function reportOf(state: WorkerState): BacklogReport {
@@ -189,9 +234,14 @@ function tellsJobs(state: WorkerState): boolean {
 
 const NOT_REACHED = "not reached yet";
 
-function viewOf({ address, state, models, costs, load, lostReason, inFlight }: Member, nowMs: number): WorkerView {
+function viewOf(
+  { address, state, models, costs, load, lostReason, inFlight }: Member,
+  nowMs: number,
+  returnsAtMs: number | undefined,
+): WorkerView {
   const jobsLeftMs = load.jobsLeftMs(nowMs);
-  const notReadyReason = lostReason ?? (state?.draining ? "draining" : state?.ready ? undefined : "warming up");
+  const notReadyReason =
+    lostReason ?? (state?.draining ? "draining" : !state?.ready ? "warming up" : leftOutReason(returnsAtMs, nowMs));
   return {
     address,
     id: state?.workerId || address,

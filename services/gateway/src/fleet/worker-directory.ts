@@ -13,3 +13,25 @@ export function staticDirectory(addresses: readonly string[]): WorkerDirectory {
     },
   };
 }
+
+/** All of several directories together; an address that more than one has counts once. */
+export function joinedDirectory(directories: readonly WorkerDirectory[]): WorkerDirectory {
+  return {
+    watch: (listener) => {
+      const lists: (readonly string[])[] = directories.map(() => []);
+      let started = false;
+      const tell = () => listener([...new Set(lists.flat())]);
+      const ends = directories.map((directory, i) =>
+        directory.watch((addresses) => {
+          lists[i] = addresses;
+          if (started) tell();
+        }),
+      );
+      started = true;
+      tell();
+      return () => {
+        for (const end of ends) end();
+      };
+    },
+  };
+}

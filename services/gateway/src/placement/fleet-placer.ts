@@ -1,4 +1,4 @@
-import { type Clock, type Deadline, ServingError } from "@atelier/core";
+import { type Clock, ServingError } from "@atelier/core";
 import { PRIORITY_CLASSES } from "../caller.ts";
 import type { WorkerSlot } from "../fleet/fleet.ts";
 import type { JobsPlaced } from "../fleet/worker-load.ts";
@@ -20,6 +20,15 @@ export interface FleetPlacerOptions {
   readonly balancer: Balancer;
   readonly clock: Clock;
   readonly limits: PlacerLimits;
+  readonly observer?: PlacementObserver;
+}
+
+/** What placing tells those who measure it. */
+export interface PlacementObserver {
+  placed(address: string, waitedMs: number): void;
+  /** A placed request ended well. */
+  ended(predictedMs: number, actualMs: number): void;
+  waiting(count: number): void;
 }
 
 export interface PlacerLimits {
@@ -56,18 +65,19 @@ export class FleetPlacer implements Placer {
   place(image: ImageRequest, limits: PlaceLimits): Promise<Placement> {
     return new Promise((resolve, reject) => {
       const { signal, deadline, order } = limits;
+      const asked: Asked = { image, limits, askedAtMs: this.#options.clock.nowMs() };
       signal.throwIfAborted();
       deadline.check("placing the request on a worker");
       const choice = this.#choose(image, limits);
       if (this.#mayBind(choice) && !this.#waiting.some((other) => comesBefore(other, order))) {
-        resolve(this.#bind(choice, image, order));
+        resolve(this.#bind(choice, asked));
         return;
       }
-      this.#wait({ image, limits, resolve, reject });
+      this.#wait(asked, { resolve, reject });
     });
   }
 
-  #wait(asked: Pick<Waiting, "image" | "limits" | "resolve" | "reject">): void {
+  #wait(asked: Asked, promise: Pick<Waiting, "resolve" | "reject">): void {
     const { limits, clock } = this.#options;
     const { signal, deadline } = asked.limits;
     if (this.#waiting.length >= limits.waitingMax)
@@ -75,16 +85,16 @@ export class FleetPlacer implements Placer {
     const leave = (finish: () => void) => {
       const at = this.#waiting.indexOf(waiting);
       if (at >= 0) this.#waiting.splice(at, 1);
+      this.#options.observer?.waiting(this.#waiting.length);
       cancelTimer();
       signal.removeEventListener("abort", aborted);
       finish();
     };
     const waiting: Waiting = {
-      image: asked.image,
-      limits: asked.limits,
+      ...asked,
       arrival: this.#arrivals++,
-      resolve: (placement) => leave(() => asked.resolve(placement)),
-      reject: (error) => leave(() => asked.reject(error)),
+      resolve: (placement) => leave(() => promise.resolve(placement)),
+      reject: (error) => leave(() => promise.reject(error)),
     };
     const aborted = () => waiting.reject(signal.reason);
     const cancelTimer = clock.after(deadline.leftMs, () =>
@@ -93,6 +103,7 @@ export class FleetPlacer implements Placer {
     signal.addEventListener("abort", aborted);
     const at = this.#waiting.findIndex((other) => compare(waiting, other) < 0);
     this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, waiting);
+    this.#options.observer?.waiting(this.#waiting.length);
   }
 
   /** Something changed: those who wait are bound as far as there is room, in order. */
@@ -101,7 +112,7 @@ export class FleetPlacer implements Placer {
       if (!this.#options.fleet.views().some(({ requestsFree }) => requestsFree > 0)) return;
       try {
         const choice = this.#choose(waiting.image, waiting.limits);
-        if (this.#mayBind(choice)) waiting.resolve(this.#bind(choice, waiting.image, waiting.limits.order));
+        if (this.#mayBind(choice)) waiting.resolve(this.#bind(choice, waiting));
       } catch (error) {
         waiting.reject(error);
       }
@@ -119,15 +130,35 @@ export class FleetPlacer implements Placer {
     return predicted.waitMs <= this.#options.limits.windowMs && worker.requestsFree > 0;
   }
 
-  #bind({ worker, predicted }: Choice, { numImages: jobs }: ImageRequest, { priority }: ServiceOrder): Placement {
+  #bind({ worker, predicted }: Choice, { image, limits, askedAtMs }: Asked): Placement {
+    const { priority } = limits.order;
+    const jobs = image.numImages;
     const slot = this.#options.fleet.place(worker.address, { priority, jobs, msEach: predicted.workMs / jobs });
-    return { worker, predicted, client: slot.client, accepted: slot.accepted, release: () => slot.release() };
+    const { clock, observer } = this.#options;
+    const placedAtMs = clock.nowMs();
+    observer?.placed(worker.address, placedAtMs - askedAtMs);
+    let over = false;
+    return {
+      worker,
+      predicted,
+      client: slot.client,
+      accepted: slot.accepted,
+      release: (failure) => {
+        slot.release(failure);
+        if (!over && failure === undefined) observer?.ended(predicted.finishMs, clock.nowMs() - placedAtMs);
+        over = true;
+      },
+    };
   }
 }
 
-interface Waiting {
+interface Asked {
   readonly image: ImageRequest;
-  readonly limits: Pick<PlaceLimits, "order" | "avoid"> & { readonly deadline: Deadline; readonly signal: AbortSignal };
+  readonly limits: PlaceLimits;
+  readonly askedAtMs: number;
+}
+
+interface Waiting extends Asked {
   readonly arrival: number;
   resolve(placement: Placement): void;
   reject(error: unknown): void;
