@@ -151,6 +151,8 @@ export interface GenerationReceipt {
   /** For each picture that went on from a checkpoint: the step at which it did, last. */
   readonly resumedAtSteps: readonly number[];
   readonly times: StageTimesMs;
+  /** Of a whole device, waiting not included; absent where the worker does not say. */
+  readonly deviceMs?: number | undefined;
 }
 
 export interface HiresFixReceipt {

@@ -44,6 +44,8 @@ export interface GenerationOutcome {
   readonly embeddingsCached: boolean;
   /** How often the images gave way to more urgent work, together. */
   readonly preemptions: number;
+  /** Milliseconds of the whole device that its images took here, waiting not included. */
+  readonly deviceMs: number;
   readonly times: GenerationTimes;
   /** For each image that came from elsewhere: the step of the whole generation at which it went on here. */
   readonly resumedAtSteps: readonly number[];

@@ -109,6 +109,7 @@ export class ImageMaker {
       batchDifference: Math.max(...done.map((image) => image.batchDifference)),
       embeddingsCached: text.embeddings.shared + text.embeddings.miss === 0,
       preemptions: done.reduce((sum, image) => sum + image.preemptions, 0),
+      deviceMs: done.reduce((sum, image) => sum + image.deviceMs, 0),
       times,
       resumedAtSteps: running.resumedAtSteps,
     };
@@ -166,12 +167,16 @@ export class ImageMaker {
       this.tellCheckpoint(running, imageIndex, denoised.left);
       throw this.#leaving!;
     }
-    const { latent, startedAtMs, batchDifference, preemptions } = denoised;
+    const { latent, startedAtMs, batchDifference, preemptions, deviceMs } = denoised;
     const denoisedAtMs = this.#clock.nowMs();
     call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
 
     try {
-      const { image, tiled } = await this.#threads.imageDecode.run(
+      const {
+        image,
+        tiled,
+        deviceMs: decodeMs,
+      } = await this.#threads.imageDecode.run(
         id,
         {
           model: request.model,
@@ -187,7 +192,7 @@ export class ImageMaker {
       );
       if (signal.aborted) throw toServingError(signal.reason);
       call.onEvent({ type: "image", imageIndex, seed, image });
-      return { startedAtMs, denoisedAtMs, batchDifference, preemptions, tiled };
+      return { startedAtMs, denoisedAtMs, batchDifference, preemptions, tiled, deviceMs: deviceMs + decodeMs };
     } finally {
       this.#threads.denoise.tell({ taken: 1 });
     }

@@ -4,9 +4,13 @@ import { withSeed } from "../complete-request.ts";
 import type { CompleteRequest, GenerationReceipt } from "../image-request.ts";
 import type { Placer } from "../placement/placer.ts";
 
-/** Device milliseconds that a generation took. */
-export function deviceMsOf({ times }: Pick<GenerationReceipt, "times">): number {
-  return times.textEncodeMs + times.denoiseMs + times.imageDecodeMs;
+/**
+ * Device milliseconds that a generation took: what its worker counted, which is its share of each run, so that a device's
+ * generations add up to the time that it worked. Of a worker that does not say, the time from stage to stage, which is
+ * more: it has waiting in it, and counts a batch for each of its members.
+ */
+export function deviceMsOf({ deviceMs, times }: Pick<GenerationReceipt, "deviceMs" | "times">): number {
+  return deviceMs ?? times.textEncodeMs + times.denoiseMs + times.imageDecodeMs;
 }
 
 /** What a request would take; 0 while no worker is there to say. */

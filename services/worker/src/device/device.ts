@@ -122,6 +122,11 @@ export function decoderSessions(spec: DeviceSpec): number {
   return spec.kind === "onnx" && severalThreads(spec) ? 2 : 1;
 }
 
+/** How much of the device a decoder takes that runs beside the U-Net. */
+export function narrowDecoderShare(spec: DeviceSpec): number {
+  return spec.kind === "onnx" && severalThreads(spec) ? 1 / spec.threads : 1;
+}
+
 function severalThreads({ provider, threads }: OnnxDeviceSpec): boolean {
   return provider === "cpu" && threads > 1;
 }

@@ -198,7 +198,7 @@ export function wireCompleted(
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
   const { modelDigest, hiresFix, promptChunks, times } = outcome;
-  const { embeddingsCached, batchDifference, preemptions, tiledDecode, resumedAtSteps } = outcome;
+  const { embeddingsCached, batchDifference, preemptions, deviceMs, tiledDecode, resumedAtSteps } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -211,6 +211,7 @@ export function wireCompleted(
     batchDifference,
     embeddingsCached,
     preemptions,
+    deviceMs,
     resumedAtSteps: [...resumedAtSteps],
     tiledDecode,
   });

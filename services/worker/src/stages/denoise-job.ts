@@ -108,6 +108,7 @@ export class DenoiseJob implements StepJob {
   #leaving = false;
   #prediction: Prediction | undefined;
   #preemptions = 0;
+  #deviceMs = 0;
 
   constructor(options: DenoiseJobOptions) {
     this.id = options.id;
@@ -153,6 +154,11 @@ export class DenoiseJob implements StepJob {
   /** How often it gave way to more urgent work. */
   get preemptions(): number {
     return this.#preemptions;
+  }
+
+  /** Milliseconds of the whole device that its steps took here. */
+  get deviceMs(): number {
+    return this.#deviceMs;
   }
 
   get passesLeft(): readonly { readonly shape: LatentShape; readonly steps: number }[] {
@@ -219,6 +225,10 @@ export class DenoiseJob implements StepJob {
 
   preempted(): void {
     this.#preemptions += 1;
+  }
+
+  used(deviceMs: number): void {
+    this.#deviceMs += deviceMs;
   }
 
   /** The finished latent, in VAE units. */

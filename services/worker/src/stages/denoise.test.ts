@@ -56,6 +56,28 @@ describe("DenoiseStage", () => {
     expect(jobs.map((job) => job.received[0]!.length)).toEqual([2, 1, 2]);
   });
 
+  it("tells each job its share of the device, and the shares add up to the time that it worked", async () => {
+    const { world, enqueue } = denoising();
+    const guided = enqueue("guided", { rows: 2, steps: 3 });
+    const plain = enqueue("plain", { rows: 1, steps: 3 });
+    const late = fakeJob("late", { steps: 2 });
+    world.at(1_000, () => world.stage.enqueue(late));
+    await world.run();
+
+    const workedMs = world.runs.reduce((sum, { batch, endedAtMs }) => sum + endedAtMs - batch.startedAtMs, 0);
+    expect(guided.deviceMs + plain.deviceMs + late.deviceMs).toBeCloseTo(workedMs);
+    expect(guided.deviceMs).toBeCloseTo(2 * plain.deviceMs);
+    expect(workedMs).toBeLessThan(world.clock.nowMs()); // nobody pays for the time between
+  });
+
+  it("counts a run on one of several lanes for its part of the device", async () => {
+    const { world, enqueue } = denoising({ narrow: 4, runMs: FOUR_CORES });
+    const jobs = Array.from({ length: 4 }, (_, i) => enqueue(`job-${i}`, { steps: 5 }));
+    await world.run();
+    expect(world.runs.every(({ lane }) => lane !== "wide")).toBe(true);
+    expect(jobs.reduce((sum, job) => sum + job.deviceMs, 0)).toBeCloseTo(world.clock.nowMs());
+  });
+
   it("runs no more jobs at once than the step batch holds", async () => {
     const { world, enqueue, trace } = denoising({ stepBatchMax: 2 });
     for (const id of ["a", "b", "c"]) enqueue(id, { steps: 2 });

@@ -44,6 +44,8 @@ export interface StepJob extends ScheduledJob {
   advance(predictions: readonly Float32Array[]): void;
   /** It had started, and gives way to more urgent work. */
   preempted(): void;
+  /** Its part of a run took so many milliseconds of the whole device. */
+  used(deviceMs: number): void;
 }
 
 export interface DenoiseLimits {
@@ -233,6 +235,7 @@ export class DenoiseStage<Job extends StepJob> {
       const failures = refused ? [] : this.#advance(landed);
       const lost = new Set(failures.map(({ job }) => job));
       scheduler.ended(batch, endedAtMs, { fitted: !refused });
+      for (const { job, deviceMs } of sharesOf(batch, endedAtMs - batch.startedAtMs)) job.used(deviceMs);
       const stepped = refused ? [] : batch.jobs.filter((job) => !lost.has(job));
       runs.push({ batch, endedAtMs, stepped, refused });
       failed.push(...failures);
@@ -277,6 +280,12 @@ export class DenoiseStage<Job extends StepJob> {
       (error: unknown) => this.#parts.onLanesFailed(model, toServingError(error)),
     );
   }
+}
+
+/** What each job of a run took of the whole device: the share of its rows, over the lanes that run beside one another. */
+function sharesOf<Job extends StepJob>({ jobs, rowCount, lanes }: StepBatch<Job>, tookMs: number) {
+  const share = (job: Job) => (jobs.length === 1 ? 1 : job.rowCount / rowCount);
+  return jobs.map((job) => ({ job, deviceMs: (tookMs * share(job)) / lanes }));
 }
 
 function outOfMemory(error: unknown): boolean {

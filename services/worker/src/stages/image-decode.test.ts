@@ -74,6 +74,15 @@ describe("ImageDecodeStage", () => {
     expect(done).toEqual(["a", "b", "other shape", "other model", "c"]);
   });
 
+  it("tells each image its part of a run, which takes a part of the device where it is not wide", async () => {
+    const { stage, deviceMs } = imageDecodeStage({ batchMax: 2 });
+    for (const id of ["a", "b"]) stage.enqueue(job(id, { wide: true }));
+    stage.enqueue(job("c"));
+    while (stage.busy) await stage.step();
+    await stage.settled();
+    expect(deviceMs).toEqual([60, 60, 30]);
+  });
+
   it("decodes on while files are being written, up to a limit", async () => {
     const files = Array.from({ length: 3 }, () => Promise.withResolvers<void>());
     const begun: number[] = [];
@@ -167,11 +176,14 @@ function imageDecodeStage({ encode = encodeImage, placesMax = Infinity, ...limit
   const done: string[] = [];
   const tiled: string[] = [];
   const failed: string[] = [];
+  const deviceMs: number[] = [];
+  const clock = new ManualClock();
   const vae: VaeDecoder = {
     async decode({ latents, shape, wide }) {
       const places = shape.height * shape.width;
       if (latents.length * places > placesMax) throw new ServingError("OUT_OF_MEMORY", "the device is full");
       runs.push({ values: latents.map((latent) => latent[0]!), wide });
+      clock.advance(120);
       return latents.map((latent) => ({
         pixels: new Float32Array(3 * 64 * places).fill(latent[0]!),
         width: shape.width * 8,
@@ -184,14 +196,16 @@ function imageDecodeStage({ encode = encodeImage, placesMax = Infinity, ...limit
     if (outcome.error !== undefined) failed.push(`${id} ${outcome.error.code}`);
     else done.push(id);
     if (outcome.error === undefined && outcome.decoded.tiled) tiled.push(id);
+    if (outcome.error === undefined) deviceMs.push(outcome.decoded.deviceMs);
   };
   const defaults = { waitingMax: 10, batchMax: 1, encodingMax: 4, wholePixelsMax: DECODE_TILE_PIXELS };
   return {
-    stage: new ImageDecodeStage({ vae, encode, onOutcome }, { ...defaults, ...limits }),
+    stage: new ImageDecodeStage({ vae, clock, narrowShare: 0.25, encode, onOutcome }, { ...defaults, ...limits }),
     runs,
     done,
     tiled,
     failed,
+    deviceMs,
   };
 }
 

@@ -1,4 +1,4 @@
-import { type Deadline, ServingError } from "@atelier/core";
+import { type Clock, type Deadline, ServingError } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
 import type { EncodedImage, ImageEncoding, RgbImage } from "./image-file.ts";
 import { decodeInTiles, needsTiles } from "./tiled-decode.ts";
@@ -54,6 +54,8 @@ export interface DecodedImage {
   readonly image: EncodedImage;
   /** Whether it was decoded in tiles. */
   readonly tiled: boolean;
+  /** Milliseconds of the whole device that its part of the decoder's run took. */
+  readonly deviceMs: number;
 }
 
 export type DecodeOutcome =
@@ -78,6 +80,9 @@ export interface DecodeLimits {
 
 export interface DecodeParts {
   readonly vae: VaeDecoder;
+  readonly clock: Clock;
+  /** How much of the device a run takes that is not wide. */
+  readonly narrowShare: number;
   readonly encode: EncodeImage;
   /** Told what became of each job, once. */
   readonly onOutcome: (outcome: DecodeOutcome) => void;
@@ -155,6 +160,8 @@ export class ImageDecodeStage {
   /** A batch that the device has no memory for is decoded one by one, and a latent that it has none for in tiles. */
   async #decode(batch: readonly DecodeJob[], tiled = this.#tiled(batch[0]!)): Promise<void> {
     const [first] = batch as readonly [DecodeJob];
+    const { clock, narrowShare } = this.#parts;
+    const startedAtMs = clock.nowMs();
     let decoded: readonly DecodedPixels[];
     try {
       decoded = tiled ? [await this.#decodeInTiles(first)] : await this.#decodeWhole(batch);
@@ -166,8 +173,10 @@ export class ImageDecodeStage {
       for (const job of batch) this.#fail(job, error);
       return;
     }
+    const share = batch.every(({ wide }) => wide) ? 1 : narrowShare;
+    const deviceMs = ((clock.nowMs() - startedAtMs) * share) / batch.length;
     batch.forEach((job, i) => {
-      this.#encode(job, decoded[i]!, tiled);
+      this.#encode(job, decoded[i]!, { tiled, deviceMs });
     });
   }
 
@@ -200,7 +209,7 @@ export class ImageDecodeStage {
   }
 
   /** The pixels are the device's: they are read before this returns. */
-  #encode(job: DecodeJob, pixels: DecodedPixels, tiled: boolean): void {
+  #encode(job: DecodeJob, pixels: DecodedPixels, how: Omit<DecodedImage, "image">): void {
     let rgb: RgbImage;
     try {
       rgb = toRgb(pixels);
@@ -209,7 +218,7 @@ export class ImageDecodeStage {
       return;
     }
     const encoding = this.#parts.encode(rgb, job.encoding).then(
-      (image) => this.#parts.onOutcome({ job, decoded: { image, tiled } }),
+      (image) => this.#parts.onOutcome({ job, decoded: { image, ...how } }),
       (error: unknown) => this.#fail(job, error),
     );
     this.#encoding.add(encoding);

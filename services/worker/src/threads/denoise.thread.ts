@@ -60,6 +60,8 @@ export type DenoiseResult =
       readonly batchDifference: number;
       /** How often it gave way to more urgent work. */
       readonly preemptions: number;
+      /** Milliseconds of the whole device that its steps took. */
+      readonly deviceMs: number;
     }
   | { readonly left: JobSnapshot };
 
@@ -198,10 +200,11 @@ function openDenoise(
         if (!run.refused) times.observe(report);
         reply.report(report);
       }
-      for (const { id, model, latent, preemptions } of finished) {
+      for (const { id, model, latent, preemptions, deviceMs } of finished) {
         const startedAtMs = jobs.get(id)!.startedAtMs!;
         const batchDifference = lanesOf(model).batchDifference ?? 0;
-        const result = { latent: latent as Float32Array<ArrayBuffer>, startedAtMs, batchDifference, preemptions };
+        const data = latent as Float32Array<ArrayBuffer>;
+        const result = { latent: data, startedAtMs, batchDifference, preemptions, deviceMs };
         jobs.delete(id);
         reply.done(id, result, [result.latent.buffer]);
       }

@@ -1,6 +1,6 @@
-import { Deadline, systemClock } from "@atelier/core";
+import { Deadline, preciseClock, systemClock } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
-import { type DeviceSpec, type NetworkFiles, openDevice } from "../device/device.ts";
+import { type DeviceSpec, type NetworkFiles, narrowDecoderShare, openDevice } from "../device/device.ts";
 import {
   type DecodedImage,
   type DecodeLimits,
@@ -41,6 +41,8 @@ function openImageDecode(
   const stage = new ImageDecodeStage(
     {
       vae,
+      clock: preciseClock,
+      narrowShare: narrowDecoderShare(device),
       encode: encodeImage,
       onOutcome: (outcome) => {
         const { id } = outcome.job;

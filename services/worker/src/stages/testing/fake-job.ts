@@ -8,6 +8,7 @@ export interface FakeJob extends StepJob {
   readonly received: number[][];
   readonly stepsDone: number;
   readonly preemptions: number;
+  readonly deviceMs: number;
   end(error: ServingError): void;
 }
 
@@ -33,6 +34,7 @@ export function fakeJob(id: string, options: FakeJobOptions = {}): FakeJob {
   const shapeOf = (each: number) => ({ channels: 4, height: each, width: each });
   let stepsDone = 0;
   let preemptions = 0;
+  let deviceMs = 0;
   let ended: ServingError | undefined;
   const received: number[][] = [];
   return {
@@ -66,6 +68,9 @@ export function fakeJob(id: string, options: FakeJobOptions = {}): FakeJob {
     get preemptions() {
       return preemptions;
     },
+    get deviceMs() {
+      return deviceMs;
+    },
     rows: () => Array.from({ length: rows }, () => ({ sample: EMPTY, timestep: 0, conditioning: EMPTY })),
     advance(predictions) {
       if (stepsDone === failsAt) throw new ServingError("NUMERIC_FAILURE", "NaN");
@@ -74,6 +79,9 @@ export function fakeJob(id: string, options: FakeJobOptions = {}): FakeJob {
     },
     preempted: () => {
       preemptions += 1;
+    },
+    used: (ms) => {
+      deviceMs += ms;
     },
     end: (error) => {
       ended = error;
