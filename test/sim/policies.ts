@@ -164,6 +164,7 @@ class Ours implements Policy, PlacerFleet {
         address: worker.name,
         id: worker.name,
         simulated: true,
+        heard: true,
         ready: state !== undefined && !state.draining,
         draining: state?.draining ?? false,
         notReadyReason: undefined,

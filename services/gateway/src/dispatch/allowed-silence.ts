@@ -20,7 +20,7 @@ export function allowedSilenceMs(
   floorMs: number,
 ): number {
   if (view === undefined) return Math.max(floorMs, PATIENCE * predicted.waitMs);
-  if (!view.ready && !view.draining) return Math.min(floorMs, UNHEARD_MS);
+  if (!view.heard) return Math.min(floorMs, UNHEARD_MS);
   const place = view.models.get(model)?.place;
   if (place?.status === "loading") return Number.POSITIVE_INFINITY; // a load has a deadline of its own
   const backlogMs = PRIORITY_CLASSES.reduce((sum, priority) => sum + view.backlogMs[priority], 0);

@@ -217,9 +217,12 @@ export class Dispatcher {
     if (over.signal.aborted) return undefined;
 
     const { request, limits: asked } = making;
-    const others = { ...asked, avoid: new Set([...avoid, worker.address]) };
+    const signal = AbortSignal.any([asked.signal, over.signal]);
+    const others = { ...asked, signal, avoid: new Set([...avoid, worker.address]) };
     const image = { ...request, numImages: part.count };
-    const placement = await placer.place(image, others).catch(noneIfNobody);
+    const placement = await placer
+      .place(image, others)
+      .catch((error: unknown) => (signal.aborted ? undefined : noneIfNobody(error)));
     if (placement === undefined || others.avoid.has(placement.worker.address) || over.signal.aborted) {
       placement?.release();
       if (!over.signal.aborted) metrics.hedges.inc({ outcome: "no worker" });
@@ -242,6 +245,7 @@ export class Dispatcher {
     const stalled = new AbortController();
     const startedAtMs = clock.nowMs();
     const watch = new StallWatch(clock, {
+      floorMs: own.stallMs,
       allowedMs: () => {
         const view = fleet.views().find(({ address }) => address === worker.address);
         return allowedSilenceMs(model, predicted, view, own.stallMs);
@@ -253,7 +257,8 @@ export class Dispatcher {
     });
     gathering.called(worker.id);
     let accepted = false;
-    const every = own.checkpointEvery ?? checkpointInterval(request, predicted.workMs);
+    const worthMs = limits.onCheckpoint === undefined ? predicted.workMs : Number.POSITIVE_INFINITY;
+    const every = own.checkpointEvery ?? checkpointInterval(request, worthMs);
     const call = callWorker(
       client,
       requestToWire(request, {

@@ -14,13 +14,16 @@ export class StallWatch {
   #heardAtMs: number;
   #takeBack: () => void;
 
-  constructor(clock: Clock, { allowedMs, onStall }: { allowedMs: () => number; onStall: (silentMs: number) => void }) {
+  /** `floorMs` is the least that is ever allowed: before it nothing is asked, which most calls are over by. */
+  constructor(
+    clock: Clock,
+    { floorMs, allowedMs, onStall }: { floorMs: number; allowedMs: () => number; onStall: (silentMs: number) => void },
+  ) {
     this.#clock = clock;
     this.#allowedMs = allowedMs;
     this.#onStall = onStall;
     this.#heardAtMs = clock.nowMs();
-    this.#takeBack = () => {};
-    this.#look();
+    this.#takeBack = clock.after(Math.min(floorMs, LOOK_MS), () => this.#look());
   }
 
   heard(): void {

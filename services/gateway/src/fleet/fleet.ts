@@ -246,6 +246,7 @@ function viewOf(
     address,
     id: state?.workerId || address,
     simulated: state?.simulated ?? false,
+    heard: state !== undefined,
     ready: state?.ready === true && notReadyReason === undefined,
     draining: state?.draining ?? false,
     notReadyReason,

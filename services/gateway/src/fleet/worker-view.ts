@@ -12,6 +12,8 @@ export interface WorkerView {
   readonly id: string;
   /** True where no model runs: its pictures come from a device that is not there. */
   readonly simulated: boolean;
+  /** Its state stream is open and not silent. A worker may be heard and take no requests. */
+  readonly heard: boolean;
   readonly ready: boolean;
   readonly draining: boolean;
   /** Why it takes no requests; undefined when it does. */

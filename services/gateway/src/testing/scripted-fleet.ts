@@ -16,6 +16,7 @@ import { modelView, workerView } from "./views.ts";
 
 interface WorkerChanges {
   readonly ready?: boolean;
+  readonly heard?: boolean;
   readonly digest?: string;
   readonly status?: "resident" | "loading" | "on_disk";
   readonly backlogMs?: WorkerView["backlogMs"];

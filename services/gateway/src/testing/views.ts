@@ -15,6 +15,7 @@ export function workerView(
     address,
     id: address,
     simulated: false,
+    heard: true,
     ready: true,
     draining: false,
     notReadyReason: undefined,
