@@ -76,14 +76,14 @@ describe("atelier keys and atelier tenants", () => {
 
   it("set a tenant's limits one by one, and take them away", async () => {
     await run("tenants set press --requests-per-minute 60 --price 1.5 --models atelier-tiny");
-    const set = JSON.parse((await run("tenants set press --images-per-month 9 --json")).stdout);
+    const set = JSON.parse((await run("tenants set press --images-per-month 9 --weight 2 --json")).stdout);
     expect(set).toMatchObject({ requests_per_minute: 60, price_per_device_hour: 1.5, images_per_month: 9 });
     expect(set.models).toEqual(["atelier-tiny"]);
     const none = await run("tenants set press --requests-per-minute none --models none --json");
     expect(none.stderr).toBe("");
     const less = JSON.parse(none.stdout);
     expect(less).toMatchObject({ requests_per_minute: null, images_per_month: 9, models: null });
-    expect((await run("tenants ls")).stdout).toMatch(/press +- +- +- +9 +- +1\.5 +all +all +store/);
+    expect((await run("tenants ls")).stdout).toMatch(/press +- +- +- +9 +- +1\.5 +2 +all +all +store/);
   });
 
   it.each([

@@ -104,7 +104,8 @@ function addTenants(program: Command, defaultUrl: string): void {
     .option("--concurrent <n>", "requests at once", limit)
     .option("--images-per-month <n>", "pictures in a calendar month", limit)
     .option("--device-seconds-per-month <n>", "device seconds in a calendar month", limit)
-    .option("--price <amount>", "of a device hour, in the place of the gateway's", price)
+    .option("--price <amount>", "of a device hour, in the place of the gateway's", amount)
+    .option("--weight <x>", "its share of a busy device against that of others, 0.1 to 100", amount)
     .option("--models <ids>", "models that it may use, or none for no list: all", namesOrAll)
     .option("--adapters <names>", "adapters that it may use, or none for no list: all", namesOrAll)
     .addHelpText("after", examples(["atelier tenants set shop --requests-per-minute 600 --images-per-month 100000"]))
@@ -116,6 +117,7 @@ function addTenants(program: Command, defaultUrl: string): void {
         images_per_month: given.imagesPerMonth,
         device_seconds_per_month: given.deviceSecondsPerMonth,
         price_per_device_hour: given.price,
+        weight: given.weight,
         models: given.models,
         adapters: given.adapters,
       });
@@ -135,7 +137,7 @@ const NONE = Symbol("none");
 const namesOrAll = (text: string) => (text === "none" ? NONE : names(text));
 const limit = (text: string) => (text === "none" ? NONE : wholeNumber({ min: 1, max: LIMIT_MAX })(text));
 
-function price(text: string): number | typeof NONE {
+function amount(text: string): number | typeof NONE {
   if (text === "none") return NONE;
   const value = Number(text);
   if (text.trim() !== "" && value >= 0 && Number.isFinite(value)) return value;

@@ -18,6 +18,8 @@ export interface Caller {
   readonly scopes?: ReadonlySet<string> | undefined;
   /** The most urgent class that it may ask for, and the one that its requests have when they name none. */
   readonly priority: PriorityClass;
+  /** Its tenant's share of a busy device against that of others; 1 where it is absent. */
+  readonly weight?: number | undefined;
   /** Ids of the models that it may use; undefined: all. */
   readonly models: ReadonlySet<string> | undefined;
   /** Names of the adapters that it may use; undefined: all. */

@@ -62,7 +62,7 @@ export function requestToWire(
     resumeFrom: [...resumeFrom],
     checkpointEverySteps: checkpointEvery,
     previewEverySteps: request.previewEvery ?? 0,
-    order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant },
+    order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant, tenantWeight: order.weight ?? 1 },
   };
 }
 

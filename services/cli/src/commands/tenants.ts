@@ -9,6 +9,7 @@ export interface TenantSettings {
   readonly images_per_month: number | null;
   readonly device_seconds_per_month: number | null;
   readonly price_per_device_hour: number | null;
+  readonly weight: number | null;
   readonly models: readonly string[] | null;
   readonly adapters: readonly string[] | null;
 }
@@ -47,6 +48,7 @@ const COLUMNS: readonly Column<TenantEntry>[] = [
   { title: "IMAGES/MONTH", of: (tenant) => number(tenant.images_per_month) },
   { title: "DEVICE S/MONTH", of: (tenant) => number(tenant.device_seconds_per_month) },
   { title: "PRICE/HOUR", of: (tenant) => number(tenant.price_per_device_hour) },
+  { title: "WEIGHT", of: (tenant) => number(tenant.weight) },
   { title: "MODELS", of: (tenant) => list(tenant.models) },
   { title: "ADAPTERS", of: (tenant) => list(tenant.adapters) },
   { title: "FROM", of: ({ source }) => source },

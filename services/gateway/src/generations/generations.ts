@@ -93,5 +93,5 @@ export function orderOf({
     const message = `priority is "${priority}", but this key's requests are at most "${caller.priority}"`;
     throw new ServingError("FORBIDDEN", message, { field: "priority" });
   }
-  return { priority, tenant: caller.tenant };
+  return { priority, tenant: caller.tenant, ...(caller.weight !== undefined && { weight: caller.weight }) };
 }

@@ -36,6 +36,8 @@ export interface GenerationContext {
 export interface ServiceOrder {
   readonly priority: PriorityClass;
   readonly tenant: string;
+  /** The tenant's share of a busy device against that of others of its class; 1 where it is absent. */
+  readonly weight?: number | undefined;
 }
 
 /** One making of pictures: whoever it is for, for as long as anybody waits. */

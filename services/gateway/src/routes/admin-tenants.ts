@@ -41,6 +41,7 @@ const settingsBody = z
     images_per_month: tenantFields.images_per_month.default(null),
     device_seconds_per_month: tenantFields.device_seconds_per_month.default(null),
     price_per_device_hour: tenantFields.price_per_device_hour.default(null),
+    weight: tenantFields.weight.default(null),
     models: tenantFields.models.default(null),
     adapters: tenantFields.adapters.default(null),
   })

@@ -47,7 +47,8 @@ describe("the admin API of keys and tenants", () => {
   });
 
   it("changes what is given, which is in force at once, and notes when a key was used", async () => {
-    const { id, key } = (await ask("POST", "/v1/admin/keys", { name: "shop" })).body;
+    await ask("PUT", "/v1/admin/tenants/heavy", { weight: 2.5 });
+    const { id, key } = (await ask("POST", "/v1/admin/keys", { name: "shop", tenant: "heavy" })).body;
     const use = () => fetch(`${gateway.url}/v1/models`, { headers: bearer({ text: key }) });
     expect((await use()).status).toBe(200);
     const changed = await ask("PATCH", `/v1/admin/keys/${id}`, { scopes: ["generate"], priority: "bulk" });
@@ -56,13 +57,14 @@ describe("the admin API of keys and tenants", () => {
     expect((await use()).status).toBe(403);
     const urgent = await generate(key, { prompt: "x" });
     expect(urgent.status).toBe(200);
-    expect(worker.requests.at(-1)!.order!.priorityClass).toBe(3); // bulk, its own
+    // The class is the key's, the weight its tenant's.
+    expect(worker.requests.at(-1)!.order).toMatchObject({ priorityClass: 3, tenant: "heavy", tenantWeight: 2.5 });
   });
 
   it("sets all of a tenant's settings, and shows those of one that nobody set", async () => {
     const set = await ask("PUT", "/v1/admin/tenants/shop", { requests_per_minute: 7, models: ["atelier-tiny"] });
     const rest = { images_per_minute: null, concurrent_requests: null, images_per_month: null, adapters: null };
-    const more = { device_seconds_per_month: null, price_per_device_hour: null };
+    const more = { device_seconds_per_month: null, price_per_device_hour: null, weight: null };
     expect(set.body).toEqual({
       id: "shop",
       requests_per_minute: 7,
@@ -75,7 +77,7 @@ describe("the admin API of keys and tenants", () => {
     expect(again.body).toMatchObject({ requests_per_minute: null, models: null });
     expect((await ask("GET", "/v1/admin/tenants/new")).body).toMatchObject({ id: "new", source: "default" });
     const ids = (await ask("GET", "/v1/admin/tenants")).body.tenants.map(({ id }: { id: string }) => id);
-    expect(ids).toEqual(["default", "ops", "press", "shop"]);
+    expect(ids).toEqual(["default", "heavy", "ops", "press", "shop"]);
   });
 
   const far = "2999-01-01T00:00:00Z";
@@ -111,6 +113,7 @@ describe("the admin API of keys and tenants", () => {
     ["a limit below nothing", { images_per_month: -1 }, "images_per_month", /from 1/],
     ["more than can be counted", { device_seconds_per_month: 1e10 }, "device_seconds_per_month", /to 1000000000/],
     ["a price below nothing", { price_per_device_hour: -0.1 }, "price_per_device_hour", /a number from 0 to 1000000/],
+    ["no weight at all", { weight: 0 }, "weight", /a number from 0.1 to 100, or null/],
     ["a field that there is not", { request_per_minute: 1 }, "request_per_minute", /unknown field/],
     ["a name of its own", { id: "other" }, "id", /unknown field/],
   ])("refuses to set a tenant with %s", async (_what, body, field, message) => {

@@ -101,6 +101,7 @@ export class KeyAuthenticator implements Authenticator {
       role: record.role,
       scopes: new Set(record.scopes),
       priority: record.priority,
+      weight: tenant.weight ?? undefined,
       models: both(record.models, tenant.models),
       adapters: both(record.adapters, tenant.adapters),
     };

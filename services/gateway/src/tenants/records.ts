@@ -72,6 +72,8 @@ export const tenantFields = {
   images_per_month: limit,
   device_seconds_per_month: limit,
   price_per_device_hour: z.number().min(0).max(1_000_000).nullable(),
+  /** Its share of a busy device against that of others of the same class; null is 1. */
+  weight: z.number().min(0.1).max(100).nullable(),
   models: names.nullable(),
   adapters: names.nullable(),
 };
@@ -84,6 +86,7 @@ export const tenantSettings = z.strictObject({
   images_per_month: tenantFields.images_per_month.default(null),
   device_seconds_per_month: tenantFields.device_seconds_per_month.default(null),
   price_per_device_hour: tenantFields.price_per_device_hour.default(null),
+  weight: tenantFields.weight.default(null),
   models: tenantFields.models.default(null),
   adapters: tenantFields.adapters.default(null),
 });

@@ -32,12 +32,12 @@ describe("readGenerateRequest", () => {
       resumeFrom: new Map(),
       checkpointEverySteps: 5,
       previewEverySteps: 3,
-      order: { priorityClass: "bulk", tenant: "shop", finishAtMs: 5_700 },
+      order: { priorityClass: "bulk", tenant: "shop", weight: 2.5, finishAtMs: 5_700 },
     });
   });
 
-  it("takes a request that says nothing of its order as standard, of nobody, without a wish", () => {
-    const nothing = { priorityClass: "standard", tenant: "", finishAtMs: undefined };
+  it("takes a request that says nothing of its order as standard, of nobody, of weight 1, without a wish", () => {
+    const nothing = { priorityClass: "standard", tenant: "", weight: 1, finishAtMs: undefined };
     expect(readGenerateRequest(message({ order: undefined })).order).toEqual(nothing);
     const unspecified = create(ServiceOrderSchema, {});
     expect(readGenerateRequest(message({ order: unspecified })).order).toEqual(nothing);
@@ -59,6 +59,8 @@ describe("readGenerateRequest", () => {
     ["parameters", { parameters: undefined }],
     ["format", { format: ImageFormat.UNSPECIFIED }],
     ["format", { format: 99 as ImageFormat }],
+    ["order.tenant_weight", { order: create(ServiceOrderSchema, { tenantWeight: -1 }) }],
+    ["order.tenant_weight", { order: create(ServiceOrderSchema, { tenantWeight: Number.NaN }) }],
     ["order.priority_class", { order: create(ServiceOrderSchema, { priorityClass: 9 as PriorityClass }) }],
     ["resume_from", { resumeFrom: [create(DenoiseStateSchema)] }],
   ])("refuses a message with a bad %s: %o", (field, change) => {
@@ -106,7 +108,7 @@ function message(change: Partial<GenerateRequest>): GenerateRequest {
     quality: 80,
     checkpointEverySteps: 5,
     previewEverySteps: 3,
-    order: { priorityClass: PriorityClass.BULK, tenant: "shop", finishWithinMs: 700 },
+    order: { priorityClass: PriorityClass.BULK, tenant: "shop", tenantWeight: 2.5, finishWithinMs: 700 },
     parameters: {
       model: "tiny",
       prompt: "a mug",

@@ -87,15 +87,21 @@ export function readGenerateRequest(message: GenerateRequest, clock: Clock = sys
   };
 }
 
+const TENANT_WEIGHT_MAX = 1000;
+
 function serviceOrder({ order }: GenerateRequest, clock: Clock): ServiceOrder {
   if (order === undefined) return DEFAULT_ORDER;
-  const { priorityClass, tenant, finishWithinMs } = order;
+  const { priorityClass, tenant, tenantWeight, finishWithinMs } = order;
+  if (!(tenantWeight >= 0 && tenantWeight <= TENANT_WEIGHT_MAX)) {
+    throw refused("order.tenant_weight", `${tenantWeight} is not from 0 to ${TENANT_WEIGHT_MAX}`);
+  }
   return {
     priorityClass:
       priorityClass === WireClass.UNSPECIFIED
         ? DEFAULT_ORDER.priorityClass
         : named("order.priority_class", WIRE_CLASSES, priorityClass),
     tenant,
+    weight: tenantWeight === 0 ? 1 : tenantWeight,
     finishAtMs: finishWithinMs === 0 ? undefined : clock.nowMs() + finishWithinMs,
   };
 }

@@ -75,31 +75,37 @@ describe("the order of service", () => {
   });
 
   it.each([
-    ["one lane", { runMs: GPU }],
-    ["four narrow lanes", { runMs: FOUR_CORES, narrow: 4 }],
-  ])("shares %s equally between tenants, whatever the sizes of their requests", async (_, device) => {
-    const { world, enqueue } = denoising(device);
-    // Always ten of each: small pictures of few steps, and large ones of many.
-    const refill = { small: { side: 32, steps: 8 }, large: { side: 64, steps: 50 } } as const;
-    let made = 0;
-    const add = (tenant: keyof typeof refill) => enqueue(`${tenant}-${made++}`, { ...refill[tenant], tenant });
-    for (let i = 0; i < 10; i++) for (const tenant of ["small", "large"] as const) add(tenant);
-    const deviceMs = new Map<string, number>();
-    const hear = world.onTurn;
-    world.onTurn = (turn) => {
-      hear(turn);
-      for (const job of turn.finished) add(job.order.tenant as keyof typeof refill);
-      for (const { batch, endedAtMs } of turn.runs)
-        for (const { order, rowCount } of batch.jobs) {
-          const ms = ((endedAtMs - batch.startedAtMs) / batch.lanes) * (rowCount / batch.rowCount);
-          deviceMs.set(order.tenant, (deviceMs.get(order.tenant) ?? 0) + ms);
-        }
-    };
-    await world.run({ untilMs: 30_000 });
-    const ratio = deviceMs.get("small")! / deviceMs.get("large")!;
-    expect(ratio).toBeGreaterThan(0.9);
-    expect(ratio).toBeLessThan(1.1);
-  });
+    ["one lane equally", { runMs: GPU }, 1],
+    ["four narrow lanes equally", { runMs: FOUR_CORES, narrow: 4 }, 1],
+    ["one lane three to one", { runMs: GPU }, 3],
+  ])(
+    "shares %s between tenants, as their weights say, whatever the sizes of their requests",
+    async (_, device, weight) => {
+      const { world, enqueue } = denoising(device);
+      // Always ten of each: small pictures of few steps, and large ones of many.
+      const refill = { small: { side: 32, steps: 8 }, large: { side: 64, steps: 50 } } as const;
+      let made = 0;
+      const weights = { small: weight, large: 1 };
+      const add = (tenant: keyof typeof refill) =>
+        enqueue(`${tenant}-${made++}`, { ...refill[tenant], tenant, weight: weights[tenant] });
+      for (let i = 0; i < 10; i++) for (const tenant of ["small", "large"] as const) add(tenant);
+      const deviceMs = new Map<string, number>();
+      const hear = world.onTurn;
+      world.onTurn = (turn) => {
+        hear(turn);
+        for (const job of turn.finished) add(job.order.tenant as keyof typeof refill);
+        for (const { batch, endedAtMs } of turn.runs)
+          for (const { order, rowCount } of batch.jobs) {
+            const ms = ((endedAtMs - batch.startedAtMs) / batch.lanes) * (rowCount / batch.rowCount);
+            deviceMs.set(order.tenant, (deviceMs.get(order.tenant) ?? 0) + ms);
+          }
+      };
+      await world.run({ untilMs: 30_000 });
+      const ratio = deviceMs.get("small")! / deviceMs.get("large")!;
+      expect(ratio).toBeGreaterThan(0.9 * weight);
+      expect(ratio).toBeLessThan(1.1 * weight);
+    },
+  );
 
   it("keeps a tenant's debt beyond the request that made it", async () => {
     const { world, enqueue } = denoising({ stepBatchMax: 1, runMs: ({ side }) => (side === 128 ? 100 : 10) });

@@ -21,6 +21,7 @@ export interface FakeJobOptions {
   readonly rows?: number;
   readonly of?: PriorityClass;
   readonly tenant?: string;
+  readonly weight?: number;
   readonly finishAtMs?: number;
   /** The step at which its latent becomes NaN. */
   readonly failsAt?: number;
@@ -30,7 +31,7 @@ export interface FakeJobOptions {
 
 export function fakeJob(id: string, options: FakeJobOptions = {}): FakeJob {
   const { model = "tiny", side = 32, sequenceLength = 77, extraInputs = "", steps = 1, rows = 2 } = options;
-  const { failsAt, enlargesAt = Infinity, of = "standard", tenant = "", finishAtMs } = options;
+  const { failsAt, enlargesAt = Infinity, of = "standard", tenant = "", weight = 1, finishAtMs } = options;
   const shapeOf = (each: number) => ({ channels: 4, height: each, width: each });
   let stepsDone = 0;
   let preemptions = 0;
@@ -43,7 +44,7 @@ export function fakeJob(id: string, options: FakeJobOptions = {}): FakeJob {
     sequenceLength,
     extraInputs,
     rowCount: rows,
-    order: { priorityClass: of, tenant, finishAtMs },
+    order: { priorityClass: of, tenant, weight, finishAtMs },
     received,
     get shape() {
       return shapeOf(stepsDone >= enlargesAt ? 2 * side : side);
