@@ -1,10 +1,9 @@
-import { type ChildProcess, fork } from "node:child_process";
-import { fileURLToPath } from "node:url";
 import { FakeWorker } from "@atelier/gateway/testing";
 import { bearer, keysJson, testKey } from "@atelier/gateway/testing/keys";
 import { allReady, startGateway, type TestGateway } from "@atelier/gateway/testing/start-gateway";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { atEnd, until } from "../support/ends.ts";
+import { until } from "../support/ends.ts";
+import { spawnGateway } from "../support/gateway-process.ts";
 import { type RedisProcess, startRedis } from "../support/redis.ts";
 
 const admin = testKey({ role: "admin", tenant: "ops" });
@@ -240,7 +239,6 @@ describe("tenants of two gateways on one Redis", () => {
       ATELIER_WORKERS: worker.address,
       ATELIER_REDIS: redis.url,
       ATELIER_KEYS: keys,
-      ATELIER_LISTEN: "127.0.0.1:0",
     });
     worker.next({ kind: "hang" }, { kind: "hang" });
     const lost = [1, 2].map((seed) =>
@@ -257,18 +255,3 @@ describe("tenants of two gateways on one Redis", () => {
     await until(async () => (await generate(1, user)).status === 200, 15_000);
   });
 });
-
-async function spawnGateway(env: Record<string, string>): Promise<{ url: string; child: ChildProcess }> {
-  const main = fileURLToPath(import.meta.resolve("@atelier/gateway/main"));
-  const child = fork(main, { env: { PATH: process.env["PATH"], ...env }, silent: true });
-  atEnd(() => child.kill("SIGKILL"));
-  const url = await new Promise<string>((resolve, reject) => {
-    child.once("exit", (code) => reject(new Error(`the gateway ended with ${code}`)));
-    let address = "";
-    child.on("message", (message: { type: string; address?: string }) => {
-      if (message.type === "listening") address = message.address!;
-      if (message.type === "ready") resolve(address);
-    });
-  });
-  return { url, child };
-}

@@ -113,51 +113,61 @@ export class IdempotencyKeys {
       if (clock.nowMs() >= untilMs) throw stillBusy();
       await pause(clock, POLL_MS, signal);
     }
+    // At once: with a slow store all that follows may take longer than the lease.
+    const lease = this.#renew(store, keys.lease, holder);
     try {
       // Whoever held the lease before may have answered, or bound the key, since we looked.
       const replay = await settled(store, keys, fingerprint);
       if (replay !== undefined) {
-        await store.deleteIf(keys.lease, holder);
+        await lease.end();
         return { replay };
       }
       const bound = readBinding(await store.get(keys.binding)) ?? { fingerprint, seed };
       await store.set(keys.binding, JSON.stringify(bound), { ttlMs: KEPT_MS });
-      return { work: this.#work(store, keys, { holder, ...bound }) };
+      return { work: workUnder(lease, store, keys, bound) };
     } catch (error) {
-      await store.deleteIf(keys.lease, holder).catch(ignoreUnavailable);
+      await lease.end();
       throw error;
     }
   }
 
-  #work(store: SharedStore, keys: Keys, { holder, fingerprint, seed }: Binding & { holder: string }): KeyedWork {
+  /** Renews a lease until it is ended. One that was lost is not taken back: somebody else works, with the same seed. */
+  #renew(store: SharedStore, key: string, holder: string): Lease {
     const { clock, leaseMs } = this.#options;
-    let over = false;
-    let cancelRenewal = () => {};
+    let cancel = () => {};
     const renewLater = () => {
-      cancelRenewal = clock.after(leaseMs / 3, () => {
-        // A lease that was lost meanwhile is not taken back: somebody else works, with the same seed.
-        store.replaceIf(keys.lease, holder, holder, { ttlMs: leaseMs }).catch(ignoreUnavailable);
+      cancel = clock.after(leaseMs / 3, () => {
+        store.replaceIf(key, holder, holder, { ttlMs: leaseMs }).catch(unlessUnavailable);
         renewLater();
       });
     };
     renewLater();
-    const end = async (write: () => Promise<unknown>) => {
-      if (over) return;
-      over = true;
-      cancelRenewal();
-      try {
-        await write();
-        await store.deleteIf(keys.lease, holder);
-      } catch (error) {
-        ignoreUnavailable(error); // the lease ends by itself
-      }
-    };
     return {
-      seed,
-      finish: (answer) => end(() => store.set(keys.answer, writeAnswer(answer, fingerprint), { ttlMs: KEPT_MS })),
-      release: ({ forget }) => end(async () => forget && store.delete(keys.binding)),
+      end: async () => {
+        cancel();
+        await store.deleteIf(key, holder).catch(unlessUnavailable); // or else it ends by itself
+      },
     };
   }
+}
+
+interface Lease {
+  end(): Promise<void>;
+}
+
+function workUnder(lease: Lease, store: SharedStore, keys: Keys, { fingerprint, seed }: Binding): KeyedWork {
+  let over = false;
+  const end = async (write: () => Promise<unknown>) => {
+    if (over) return;
+    over = true;
+    await write().catch(unlessUnavailable);
+    await lease.end();
+  };
+  return {
+    seed,
+    finish: (answer) => end(() => store.set(keys.answer, writeAnswer(answer, fingerprint), { ttlMs: KEPT_MS })),
+    release: ({ forget }) => end(async () => forget && store.delete(keys.binding)),
+  };
 }
 
 /** Often enough that nobody notices, for the few that wait. */
@@ -226,7 +236,7 @@ function stillBusy(): HttpRefusal {
   });
 }
 
-function ignoreUnavailable(error: unknown): void {
+function unlessUnavailable(error: unknown): void {
   if (!(error instanceof StoreUnavailable)) throw error;
 }
 
