@@ -1,4 +1,5 @@
 import { startGateway, type TestGateway } from "@atelier/gateway/testing/start-gateway";
+import sharp from "sharp";
 import { afterAll, describe, expect, it } from "vitest";
 import { atEnd, until } from "../support/ends.ts";
 import { ask, type Followed, follow, type GenerateAnswer } from "../support/generate-client.ts";
@@ -40,6 +41,21 @@ describe("a worker process that is killed", () => {
     // What the other ran is what was left, and no step more.
     expect(await rowsRun(other)).toBe(before + ROWS_PER_STEP * (LONG.steps - resumedAt!));
     expectOneGeneration(followed, LONG.steps);
+  });
+
+  it("in the middle of image to image: another goes on, although it has not seen the noise that the picture was given", async () => {
+    const { workers, gateway } = await system(2);
+    const blue = sharp({ create: { width: 128, height: 128, channels: 3, background: "#239" } });
+    const body = { ...LONG, init_image: (await blue.png().toBuffer()).toString("base64"), strength: 0.8 };
+    const whole = await undisturbed(gateway, body);
+    const followed = follow(gateway.url, body);
+    await followed.stepsDone(20);
+    await (await busyWorker(gateway, workers)).kill();
+    const { image, receipt } = await followed.completed;
+    expect(image).toBe(whole.image);
+    expect(receipt.attempts).toBe(2);
+    expect(receipt.resumed_at_steps![0]).toBeGreaterThanOrEqual(19);
+    expectOneGeneration(followed, LONG.steps * 0.8);
   });
 
   it("while it decodes: another decodes, after the last step", async () => {

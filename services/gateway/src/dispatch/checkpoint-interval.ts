@@ -10,8 +10,8 @@ const WORTH_MS = 250;
 /**
  * Steps between two checkpoints of a picture; 0: none.
  *
- * A checkpoint costs its bytes: serialised, hashed, sent and parsed at some hundred MB/s, so under a millisecond at
- * 512x512, beside steps of tens of milliseconds. Young's formula would have hardly any at such a price, since workers
+ * A checkpoint costs its bytes: at 512x512, 128 KiB, the worker writes and hashes them in 0.4 ms and the gateway reads them
+ * in 0.02 ms (at 1024x1024 1.4 ms), beside steps of tens of milliseconds or more. Young's formula would have hardly any at such a price, since workers
  * seldom die; but what counts is how much later the caller of a dead one has its picture.
  */
 export function checkpointInterval(
