@@ -29,17 +29,17 @@ export interface CallOptions {
   readonly callId: string;
   readonly order: ServiceOrder;
   /** Which of the request's pictures. */
-  readonly part: { readonly first: number; readonly count: number };
+  readonly slice: { readonly first: number; readonly count: number };
   /** Steps between checkpoints; 0: none. */
   readonly checkpointEvery: number;
   /** Where some of the pictures stand already. */
   readonly resumeFrom: readonly DenoiseState[];
 }
 
-/** The request, or a part of it, as a worker takes it. */
+/** The request, or a slice of it, as a worker takes it. */
 export function requestToWire(
   request: ImageRequest,
-  { callId, order, part, checkpointEvery, resumeFrom }: CallOptions,
+  { callId, order, slice, checkpointEvery, resumeFrom }: CallOptions,
 ): MessageInitShape<typeof GenerateRequestSchema> {
   return {
     requestId: callId,
@@ -52,8 +52,8 @@ export function requestToWire(
       steps: request.steps,
       guidanceScale: request.guidanceScale,
       sampler: samplerToWire(request.sampler),
-      seed: BigInt(request.seed) + BigInt(part.first),
-      numImages: part.count,
+      seed: BigInt(request.seed) + BigInt(slice.first),
+      numImages: slice.count,
       strength: request.initPicture?.strength ?? 0,
     },
     format: FORMATS[request.format],

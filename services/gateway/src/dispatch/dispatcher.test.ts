@@ -149,7 +149,7 @@ describe("a request whose worker is lost", () => {
     expect(await metric("atelier_gateway_retries_total")).toEqual({ WORKER_LOST: 2 });
   });
 
-  it("takes its other parts back when one of them fails for good", async () => {
+  it("takes its other slices back when one of them fails for good", async () => {
     const { fleet, ask } = rig(["a", "b", "c"]);
     const answer = ask({ numImages: 3 });
     const [a] = await fleet.calls(1);

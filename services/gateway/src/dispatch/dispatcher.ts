@@ -12,8 +12,8 @@ import { checkpointInterval } from "./checkpoint-interval.ts";
 import type { DispatchMetrics } from "./dispatch-metrics.ts";
 import { explain, remedyFor } from "./failure.ts";
 import { Gathering } from "./gathering.ts";
-import type { Part } from "./part.ts";
 import { RetryBudget } from "./retry-budget.ts";
+import type { Slice } from "./slice.ts";
 import { Slowness } from "./slowness.ts";
 import { StallWatch } from "./stall-watch.ts";
 
@@ -45,7 +45,7 @@ export interface DispatcherOptions {
   readonly metrics: DispatchMetrics;
 }
 
-/** What a part's attempts so far have come to. */
+/** What a slice's attempts so far have come to. */
 interface Tried {
   /** Calls that were accepted and failed, or refused while nobody had accepted it yet. */
   readonly failures: number;
@@ -74,7 +74,7 @@ interface Making {
 /** A call that runs, or ran. */
 interface Call {
   readonly address: string;
-  /** Undefined: its part is complete. Rejects with the reason of the request's signal. */
+  /** Undefined: its slice is complete. Rejects with the reason of the request's signal. */
   readonly failure: Promise<Failed | undefined>;
   readonly cancel: (reason: ServingError) => void;
 }
@@ -105,7 +105,7 @@ export class Dispatcher {
   async generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
     this.#budget.requestCame();
     const gathering = new Gathering(request, limits, this.#options.checkpoints);
-    const ended = new AbortController(); // one part that fails takes the others with it
+    const ended = new AbortController(); // one slice that fails takes the others with it
     const signal = AbortSignal.any([limits.signal, ended.signal]);
     try {
       await this.#make(gathering.whole(), { request, limits: { ...limits, signal }, gathering }, NOTHING_TRIED);
@@ -119,18 +119,18 @@ export class Dispatcher {
     }
   }
 
-  /** Makes a part of the request, and after a failure what that has left of it. */
-  async #make(part: Part, making: Making, tried: Tried): Promise<void> {
-    const { placement, looked } = await this.#place(part, making, tried);
+  /** Makes a slice of the request, and after a failure what that has left of it. */
+  async #make(slice: Slice, making: Making, tried: Tried): Promise<void> {
+    const { placement, looked } = await this.#place(slice, making, tried);
     const avoid = new Set(tried.avoid);
-    const failed = await this.#attempt(part, placement, making, avoid);
+    const failed = await this.#attempt(slice, placement, making, avoid);
     if (failed === undefined) return;
-    const next = this.#afterFailure(failed, part, making, { ...looked, avoid });
-    await Promise.all(making.gathering.rest(part).map((rest) => this.#make(rest, making, next)));
+    const next = this.#afterFailure(failed, slice, making, { ...looked, avoid });
+    await Promise.all(making.gathering.rest(slice).map((rest) => this.#make(rest, making, next)));
   }
 
   /** @throws the failure where nothing is to be done about it. */
-  #afterFailure(failed: Failed, part: Part, { gathering, limits }: Making, tried: Tried): Tried {
+  #afterFailure(failed: Failed, slice: Slice, { gathering, limits }: Making, tried: Tried): Tried {
     const { metrics, limits: own } = this.#options;
     const { error, accepted } = failed;
     const remedy = remedyFor(error);
@@ -144,22 +144,22 @@ export class Dispatcher {
     }
     metrics.retries.inc({ reason: error.code });
     if (remedy === "from-noise") {
-      gathering.forgetStates(part);
+      gathering.forgetStates(slice);
       return { ...NOTHING_TRIED, failures };
     }
     if (!accepted && tried.last !== undefined) return { ...tried, failures, last: failed }; // it looks on
     return { ...NOTHING_TRIED, failures, last: failed, avoid: tried.avoid };
   }
 
-  /** A place for a part: at once the first time, and after a failure elsewhere, or where it was when that is back. */
+  /** A place for a slice: at once the first time, and after a failure elsewhere, or where it was when that is back. */
   async #place(
-    part: Part,
+    slice: Slice,
     { request, limits, gathering }: Making,
     tried: Tried,
   ): Promise<{ placement: Placement; looked: Tried }> {
     const { placer, clock, random, limits: own } = this.#options;
     const { last, avoid } = tried;
-    const image = part.count === request.numImages ? request : { ...request, numImages: part.count };
+    const image = slice.count === request.numImages ? request : { ...request, numImages: slice.count };
     if (last === undefined) return { placement: await placer.place(image, { ...limits, avoid }), looked: tried };
     const giveUpAtMs = tried.giveUpAtMs ?? clock.nowMs() + Math.min(own.retryWaitMs, limits.deadline.leftMs / 2);
     for (let { waits } = tried, waited = false; ; waits++, waited = true) {
@@ -178,9 +178,9 @@ export class Dispatcher {
   }
 
   /** One call, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
-  async #attempt(part: Part, placement: Placement, making: Making, avoid: Set<string>): Promise<Failed | undefined> {
-    const first = this.#call(part, placement, making);
-    const second = await this.#hedge(first, part, placement, making, avoid);
+  async #attempt(slice: Slice, placement: Placement, making: Making, avoid: Set<string>): Promise<Failed | undefined> {
+    const first = this.#call(slice, placement, making);
+    const second = await this.#hedge(first, slice, placement, making, avoid);
     if (second === undefined) return failureOf(first, avoid);
 
     const { hedges } = this.#options.metrics;
@@ -199,7 +199,7 @@ export class Dispatcher {
   /** A second call beside `first` once that takes suspiciously long; undefined where it ends before, or cannot be. */
   async #hedge(
     first: Call,
-    part: Part,
+    slice: Slice,
     { predicted, worker }: Placement,
     making: Making,
     avoid: ReadonlySet<string>,
@@ -219,7 +219,7 @@ export class Dispatcher {
     const { request, limits: asked } = making;
     const signal = AbortSignal.any([asked.signal, over.signal]);
     const others = { ...asked, signal, avoid: new Set([...avoid, worker.address]) };
-    const image = { ...request, numImages: part.count };
+    const image = { ...request, numImages: slice.count };
     const placement = await placer
       .place(image, others)
       .catch((error: unknown) => (signal.aborted ? undefined : noneIfNobody(error)));
@@ -233,10 +233,10 @@ export class Dispatcher {
       metrics.hedges.inc({ outcome: "no budget" });
       return undefined;
     }
-    return this.#call(part, placement, making);
+    return this.#call(slice, placement, making);
   }
 
-  #call(part: Part, placement: Placement, { request, limits, gathering }: Making): Call {
+  #call(slice: Slice, placement: Placement, { request, limits, gathering }: Making): Call {
     const { clock, fleet, limits: own, metrics } = this.#options;
     const { worker, client, predicted } = placement;
     const { model } = request;
@@ -264,9 +264,9 @@ export class Dispatcher {
       requestToWire(request, {
         callId: newId(request.id),
         order: limits.order,
-        part,
+        slice,
         checkpointEvery: every,
-        resumeFrom: gathering.statesOf(part, maker),
+        resumeFrom: gathering.statesOf(slice, maker),
       }),
       {
         deadlineAtMs: limits.deadline.atMs,
@@ -277,20 +277,20 @@ export class Dispatcher {
             accepted = true;
             placement.accepted(backlogFromWire(message.event.value));
           }
-          gathering.take(part, maker, message);
+          gathering.take(slice, maker, message);
         },
       },
     );
 
     const settle = (failure: ServingError | undefined): Failed | undefined => {
       // A connection that breaks after the receipt came took nothing from the answer.
-      if (gathering.complete(part)) {
+      if (gathering.complete(slice)) {
         this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
         metrics.attempts.inc({ outcome: "ok" });
         placement.release();
         return undefined;
       }
-      const missing = `worker ${worker.id} ended its answer with ${gathering.missingText(part)}`;
+      const missing = `worker ${worker.id} ended its answer with ${gathering.missingText(slice)}`;
       const explained = explain(failure ?? new ServingError("INTERNAL", missing), worker);
       metrics.attempts.inc({ outcome: stalled.signal.aborted ? "STALLED" : explained.code });
       placement.release(explained);

@@ -5,16 +5,16 @@ import { describe, expect, it } from "vitest";
 import { imageRequest } from "../testing/views.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { Gathering } from "./gathering.ts";
-import { partsOf } from "./part.ts";
+import { slicesOf } from "./slice.ts";
 
-describe("partsOf", () => {
+describe("slicesOf", () => {
   it("puts neighbours together", () => {
-    expect(partsOf([0, 1, 3, 5, 6, 7])).toEqual([
+    expect(slicesOf([0, 1, 3, 5, 6, 7])).toEqual([
       { first: 0, count: 2 },
       { first: 3, count: 1 },
       { first: 5, count: 3 },
     ]);
-    expect(partsOf([])).toEqual([]);
+    expect(slicesOf([])).toEqual([]);
   });
 });
 
@@ -23,12 +23,12 @@ describe("what a request has come to", () => {
     const gathering = gatheringOf(4);
     const whole = gathering.whole();
     for (const imageIndex of [0, 1, 2]) gathering.take(whole, "m", checkpoint(imageIndex, 18 * MIB));
-    const parts = gathering.rest(whole);
-    expect(parts).toEqual([
+    const slices = gathering.rest(whole);
+    expect(slices).toEqual([
       { first: 0, count: 2 },
       { first: 2, count: 2 },
     ]);
-    expect(parts.map((part) => gathering.statesOf(part, "m").length)).toEqual([2, 1]);
+    expect(slices.map((slice) => gathering.statesOf(slice, "m").length)).toEqual([2, 1]);
   });
 
   it("is asked for picture by picture where two states do not fit one message", () => {

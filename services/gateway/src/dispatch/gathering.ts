@@ -5,10 +5,10 @@ import type { GeneratedPicture, Generation, ImageRequest } from "../image-reques
 import { passingFromWire, pictureFromWire, stageFromWire } from "../wire.ts";
 import type { ByteBudget } from "./byte-budget.ts";
 import { mergeReceipts } from "./merge-receipts.ts";
-import { indexesOf, type Part, partsOf } from "./part.ts";
 import { ProgressTold } from "./progress-told.ts";
+import { indexesOf, type Slice, slicesOf } from "./slice.ts";
 
-/** What a worker's part in a picture depends on: pictures and states of one maker only go together. */
+/** What a picture's making depends on beside the request: pictures and states of one maker only go together. */
 export type Maker = string;
 
 interface Kept<Value> {
@@ -30,7 +30,7 @@ export class Gathering {
   readonly #bytes: ByteBudget;
   readonly #pictures: (Kept<GeneratedPicture> | undefined)[];
   readonly #states: (Kept<DenoiseState> | undefined)[];
-  readonly #receipts = new Map<Part, Receipt | undefined>();
+  readonly #receipts = new Map<Slice, Receipt | undefined>();
   readonly #workerIds: string[] = [];
 
   /** `bytes` limits what states are kept, over all requests; a state that does not fit leaves the one before in place. */
@@ -44,10 +44,10 @@ export class Gathering {
   }
 
   /** All of it, to begin with. */
-  whole(): Part {
-    const part = { first: 0, count: this.#request.numImages };
-    this.#told.split(undefined, [part]);
-    return part;
+  whole(): Slice {
+    const slice = { first: 0, count: this.#request.numImages };
+    this.#told.split(undefined, [slice]);
+    return slice;
   }
 
   /** Some worker has taken it: from now on it is not to be lost for want of room. */
@@ -59,70 +59,70 @@ export class Gathering {
     this.#workerIds.push(workerId);
   }
 
-  /** An event of the call that makes `part`. */
-  take(part: Part, maker: Maker, { event }: GenerateResponse): void {
+  /** An event of the call that makes `slice`. */
+  take(slice: Slice, maker: Maker, { event }: GenerateResponse): void {
     switch (event.case) {
       case "accepted":
-        this.#told.accepted(part, event.value.stepsTotal, this.#request);
+        this.#told.accepted(slice, event.value.stepsTotal, this.#request);
         return;
       case "progress": {
         const { stepsDone, preview } = event.value;
-        const imageIndex = part.first + event.value.imageIndex;
-        this.#told.progress(part, { stage: stageFromWire(event.value.stage), stepsDone, imageIndex, preview });
+        const imageIndex = slice.first + event.value.imageIndex;
+        this.#told.progress(slice, { stage: stageFromWire(event.value.stage), stepsDone, imageIndex, preview });
         return;
       }
       case "checkpoint":
-        if (event.value.state !== undefined) this.#takeState(part, maker, event.value.state);
+        if (event.value.state !== undefined) this.#takeState(slice, maker, event.value.state);
         return;
       case "image": {
         const { imageIndex } = event.value;
-        if (imageIndex < part.count) {
-          this.#pictures[part.first + imageIndex] ??= { value: pictureFromWire(event.value), maker };
+        if (imageIndex < slice.count) {
+          this.#pictures[slice.first + imageIndex] ??= { value: pictureFromWire(event.value), maker };
         }
         return;
       }
       case "completed":
-        if (!this.#receipts.has(part)) this.#receipts.set(part, event.value.receipt);
+        if (!this.#receipts.has(slice)) this.#receipts.set(slice, event.value.receipt);
     }
   }
 
-  complete(part: Part): boolean {
-    return this.#receipts.has(part) && this.#unfinished(part).length === 0;
+  complete(slice: Slice): boolean {
+    return this.#receipts.has(slice) && this.#unfinished(slice).length === 0;
   }
 
-  /** What the call that made `part` left out, for people; undefined where it left nothing out. */
-  missingText(part: Part): string | undefined {
-    if (!this.#receipts.has(part)) return "no receipt";
-    const missing = this.#unfinished(part).length;
-    return missing === 0 ? undefined : `${part.count - missing} of ${part.count} images`;
+  /** What the call that made `slice` left out, for people; undefined where it left nothing out. */
+  missingText(slice: Slice): string | undefined {
+    if (!this.#receipts.has(slice)) return "no receipt";
+    const missing = this.#unfinished(slice).length;
+    return missing === 0 ? undefined : `${slice.count - missing} of ${slice.count} images`;
   }
 
   /**
-   * What is left of a part whose call failed. Where only its receipt is missing the last picture is asked for again,
+   * What is left of a slice whose call failed. Where only its receipt is missing the last picture is asked for again,
    * which goes on from its last checkpoint: nothing else says how the pictures were made.
    */
-  rest(part: Part): readonly Part[] {
-    const unfinished = this.#unfinished(part);
-    const indexes = unfinished.length > 0 ? unfinished : [part.first + part.count - 1];
-    const parts = partsOf(indexes, (index, { first, count }) => {
+  rest(slice: Slice): readonly Slice[] {
+    const unfinished = this.#unfinished(slice);
+    const indexes = unfinished.length > 0 ? unfinished : [slice.first + slice.count - 1];
+    const slices = slicesOf(indexes, (index, { first, count }) => {
       const together = indexesOf({ first, count: count + 1 });
       return together.reduce((sum, i) => sum + bytesOf(this.#states[i]?.value), 0) > RESUME_BYTES_MAX && index > first;
     });
-    this.#told.split(part, parts);
-    return parts;
+    this.#told.split(slice, slices);
+    return slices;
   }
 
-  /** Where the pictures of `part` stand, as far as it is known and `maker` can go on from there. */
-  statesOf(part: Part, maker: Maker): readonly DenoiseState[] {
-    return indexesOf(part).flatMap((index) => {
+  /** Where the pictures of `slice` stand, as far as it is known and `maker` can go on from there. */
+  statesOf(slice: Slice, maker: Maker): readonly DenoiseState[] {
+    return indexesOf(slice).flatMap((index) => {
       const kept = this.#states[index];
       return kept?.maker === maker ? [kept.value] : [];
     });
   }
 
-  /** The pictures of `part` begin from noise again. */
-  forgetStates(part: Part): void {
-    for (const index of indexesOf(part)) this.#keep(index, undefined);
+  /** The pictures of `slice` begin from noise again. */
+  forgetStates(slice: Slice): void {
+    for (const index of indexesOf(slice)) this.#keep(index, undefined);
   }
 
   /**
@@ -136,8 +136,8 @@ export class Gathering {
       const message = `the model ${this.#request.model} changed while a lost worker's pictures were made anew; the request can be sent again`;
       throw new ServingError("WORKER_LOST", message);
     }
-    const parts = [...this.#receipts.keys()].sort((a, b) => a.first - b.first);
-    const receipts = parts.map((part) => this.#receipts.get(part));
+    const slices = [...this.#receipts.keys()].sort((a, b) => a.first - b.first);
+    const receipts = slices.map((slice) => this.#receipts.get(slice));
     return { pictures, receipt: mergeReceipts(this.#request, receipts, this.#workerIds) };
   }
 
@@ -146,13 +146,13 @@ export class Gathering {
     this.forgetStates({ first: 0, count: this.#request.numImages });
   }
 
-  #unfinished(part: Part): readonly number[] {
-    return indexesOf(part).filter((index) => this.#pictures[index] === undefined);
+  #unfinished(slice: Slice): readonly number[] {
+    return indexesOf(slice).filter((index) => this.#pictures[index] === undefined);
   }
 
-  #takeState(part: Part, maker: Maker, state: DenoiseState): void {
-    if (state.imageIndex >= part.count) return;
-    const index = part.first + state.imageIndex;
+  #takeState(slice: Slice, maker: Maker, state: DenoiseState): void {
+    if (state.imageIndex >= slice.count) return;
+    const index = slice.first + state.imageIndex;
     const before = this.#states[index];
     // Of two attempts side by side the one that is ahead counts.
     if (before === undefined || before.maker !== maker || isAhead(state, before.value)) {

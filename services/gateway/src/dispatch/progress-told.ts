@@ -1,12 +1,12 @@
 import type { GenerationEvent, StageName } from "../image-request.ts";
-import type { Part } from "./part.ts";
+import type { Slice } from "./slice.ts";
 
 /** Tells a caller of one undisturbed generation, whatever attempts it takes: accepted once, steps that never go back. */
 export class ProgressTold {
   readonly #onEvent: ((event: GenerationEvent) => void) | undefined;
   readonly #numImages: number;
-  /** Steps done of each part that is being made; pictures outside of them are finished. */
-  readonly #parts = new Map<Part, number>();
+  /** Steps done of each slice that is being made; pictures outside of them are finished. */
+  readonly #slices = new Map<Slice, number>();
   #stepsPerImage = 0;
   #told: { steps: number; stage: StageName } | undefined;
 
@@ -19,26 +19,26 @@ export class ProgressTold {
     return this.#stepsPerImage > 0;
   }
 
-  /** The pictures of `before` that are not finished are now made as `parts`. */
-  split(before: Part | undefined, parts: readonly Part[]): void {
-    if (before !== undefined) this.#parts.delete(before);
-    for (const part of parts) this.#parts.set(part, 0);
+  /** The pictures of `before` that are not finished are now made as `slices`. */
+  split(before: Slice | undefined, slices: readonly Slice[]): void {
+    if (before !== undefined) this.#slices.delete(before);
+    for (const slice of slices) this.#slices.set(slice, 0);
   }
 
-  accepted(part: Part, stepsTotal: number, { seed, model }: { seed: number; model: string }): void {
+  accepted(slice: Slice, stepsTotal: number, { seed, model }: { seed: number; model: string }): void {
     if (this.#stepsPerImage > 0) return;
-    this.#stepsPerImage = Math.max(1, stepsTotal / part.count);
+    this.#stepsPerImage = Math.max(1, stepsTotal / slice.count);
     this.#onEvent?.({ type: "accepted", seed, model, stepsTotal: this.#stepsTotal });
   }
 
-  /** `stepsDone` counts the part's; `imageIndex` is the request's. */
+  /** `stepsDone` counts the slice's; `imageIndex` is the request's. */
   progress(
-    part: Part,
+    slice: Slice,
     on: { stage: StageName | undefined; stepsDone: number; imageIndex: number; preview: Uint8Array },
   ) {
     const { stage, imageIndex, preview } = on;
-    if (!this.#parts.has(part)) return;
-    this.#parts.set(part, Math.max(this.#parts.get(part)!, on.stepsDone));
+    if (!this.#slices.has(slice)) return;
+    this.#slices.set(slice, Math.max(this.#slices.get(slice)!, on.stepsDone));
     const stepsDone = this.#stepsDone;
     // An attempt that began anew is silent until it has caught up.
     const told = this.#told;
@@ -57,7 +57,7 @@ export class ProgressTold {
 
   get #stepsDone(): number {
     let steps = this.#stepsTotal;
-    for (const [{ count }, done] of this.#parts) steps -= count * this.#stepsPerImage - done;
+    for (const [{ count }, done] of this.#slices) steps -= count * this.#stepsPerImage - done;
     return Math.max(0, steps);
   }
 }

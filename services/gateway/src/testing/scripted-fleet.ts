@@ -54,7 +54,7 @@ export class ScriptedFleet implements Placer {
     signal.throwIfAborted();
     deadline.check("placing the request");
     const ready = this.views().filter((view) => view.ready);
-    // Idle ones first, so that parts of a request go to different workers.
+    // Idle ones first, so that slices of a request go to different workers.
     const busy = new Set(this.all.filter((call) => !call.over).map(({ address }) => address));
     const others = ready.filter(({ address }) => !avoid.has(address));
     const worker = others.find(({ address }) => !busy.has(address)) ?? others[0] ?? ready[0];
