@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { reflectedClient } from "@atelier/gateway/testing/reflected-client";
 import { PromptTokenizer, parsePrompt } from "@atelier/worker";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -58,6 +59,19 @@ describe("the whole system on one machine", () => {
     ]);
     expect(again.image).toBe(alone.image);
     expect(other.image).not.toBe(alone.image);
+  });
+
+  it("answers over gRPC with the same picture", async () => {
+    const request = { prompt: "a red teapot", ...QUICK };
+    const [, address] = /for gRPC, (\S+:\d+)/.exec(system.output())!;
+    const client = await reflectedClient(address!, "atelier.v1.Generation");
+    const call = client["Create"]!(request) as AsyncIterable<{ event: string; image?: { data: Buffer } }>;
+    const events = [];
+    for await (const event of call) events.push(event);
+    client.close();
+    expect(events.at(-1)!.event).toBe("completed");
+    const made = events.find(({ event }) => event === "image")!.image!.data;
+    expect(made.toString("base64")).toBe((await image(request)).image);
   });
 
   it("replays a receipt", async () => {

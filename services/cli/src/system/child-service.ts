@@ -33,6 +33,8 @@ export class ChildService {
   readonly ready: Promise<void>;
   /** How it ended, in words; never rejects. */
   readonly ended: Promise<string>;
+  /** Of a gateway with its gRPC API on, once it listens. */
+  grpcAddress: string | undefined;
   readonly #child: ChildProcess;
   #failure: string | undefined;
   #hasEnded = false;
@@ -54,7 +56,10 @@ export class ChildService {
     this.ended = ended.promise;
 
     this.#child.on("message", (message: ServiceMessage) => {
-      if (message.type === "listening") listening.resolve(message.address);
+      if (message.type === "listening") {
+        this.grpcAddress = message.grpcAddress;
+        listening.resolve(message.address);
+      }
       if (message.type === "ready") ready.resolve();
       if (message.type === "failed") this.#failure = message.message;
     });

@@ -37,6 +37,10 @@ export class KeptService {
     return this.#child.listening;
   }
 
+  get grpcAddress(): string | undefined {
+    return this.#child.grpcAddress;
+  }
+
   get ready(): Promise<void> {
     return this.#child.ready;
   }

@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { type Clock, systemClock } from "@atelier/core";
 import { CliError } from "../cli-error.ts";
 import { ChildService } from "./child-service.ts";
+import { portProblem } from "./free-port.ts";
 import { KeptService } from "./kept-service.ts";
 import type { RestartLimits } from "./restart-budget.ts";
 
@@ -32,6 +33,8 @@ export interface LocalSystemOptions {
   readonly restartLimits?: RestartLimits;
 }
 
+/** Of the first gateway's gRPC API. */
+const GRPC_PORT = 50_050;
 /** Loading a large model from a slow disk takes minutes; more than this is no start. */
 const START_MAX_MS = 10 * 60_000;
 /** A little over what the services give their work in flight (30 s), so that they end by themselves. */
@@ -93,11 +96,15 @@ export class LocalSystem {
     const addresses = await this.#listening(workers);
     for (const [i, { name }] of workers.entries()) report(`${name} at ${addresses[i]}: loading and warming up`);
 
+    const grpc = await this.#grpcListen();
     const gateways = Array.from({ length: this.#options.gateways }, (_, i) =>
-      this.#spawnGateway(i, { workers: addresses, redisUrl }),
+      this.#spawnGateway(i, { workers: addresses, redisUrl, grpc: grpc[i]! }),
     );
     const urls = await this.#listening(gateways);
-    for (const [i, { name }] of gateways.entries()) report(`${name} at ${urls[i]}: waiting for its workers`);
+    for (const [i, { name, grpcAddress }] of gateways.entries()) {
+      const both = grpcAddress === undefined ? urls[i] : `${urls[i]} and, for gRPC, ${grpcAddress}`;
+      report(`${name} at ${both}: waiting for its workers`);
+    }
 
     await Promise.all([...gateways, ...workers].map((service) => service.ready));
     for (const [i, worker] of workers.entries()) worker.keepAlive(addresses[i]!);
@@ -122,6 +129,23 @@ export class LocalSystem {
     return `redis://${address}`;
   }
 
+  /** One for each gateway: as the environment says, or the usual ports of loopback where they are free. */
+  async #grpcListen(): Promise<readonly string[]> {
+    const { gateways, port } = this.#options;
+    const { ATELIER_GRPC_LISTEN: given } = process.env;
+    const places = Array.from({ length: gateways }, (_, i) => i);
+    if (given !== undefined && given !== "")
+      return places.map((i) => (i === 0 || given === "off" ? given : "127.0.0.1:0"));
+    if (port === 0) return places.map(() => "127.0.0.1:0");
+    return Promise.all(
+      places.map(async (i) => {
+        const usual = { host: "127.0.0.1", port: GRPC_PORT + i };
+        const free = (await portProblem(usual)) === undefined;
+        return `${usual.host}:${free ? usual.port : 0}`;
+      }),
+    );
+  }
+
   #spawnWorker(id: string): KeptService {
     const { entries, models, device, logLevel, workers } = this.#options;
     return this.#spawn("worker", `worker ${id}`, (listen) => ({
@@ -139,7 +163,7 @@ export class LocalSystem {
 
   #spawnGateway(
     index: number,
-    { workers, redisUrl }: { workers: readonly string[]; redisUrl: string | undefined },
+    { workers, redisUrl, grpc }: { workers: readonly string[]; redisUrl: string | undefined; grpc: string },
   ): KeptService {
     const { entries, logLevel, host, port, gateways } = this.#options;
     const first = `${bracketed(host)}:${port === 0 ? 0 : port + index}`;
@@ -147,6 +171,7 @@ export class LocalSystem {
       entry: entries.gateway,
       env: {
         ATELIER_LISTEN: listen,
+        ATELIER_GRPC_LISTEN: grpc,
         ATELIER_WORKERS: workers.join(","),
         ATELIER_LOG_LEVEL: logLevel,
         ...(redisUrl === undefined ? {} : { ATELIER_REDIS: redisUrl }),
