@@ -1,5 +1,6 @@
-/** What both ends of a gRPC call share: definitions, errors as statuses, channel options. */
+/** What both ends of a gRPC call share: definitions, errors as statuses, channel options, certificates. */
 export { channelOptions } from "./channel-options.ts";
 export { errorFromStatus, statusOf } from "./error-status.ts";
 export { reflectionOf } from "./reflection.ts";
 export { serviceDefinition } from "./service-definition.ts";
+export { type NamedFile, type TlsFileNames, TlsFiles, type TlsIdentity } from "./tls-files.ts";

@@ -1,11 +1,14 @@
+import type { Server as TlsServer } from "node:tls";
 import type { Clock } from "@atelier/core";
 import { InvariantError } from "@atelier/core";
+import type { TlsFiles } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
 import Fastify, {
   type FastifyBaseLogger,
   type FastifyInstance,
   type FastifyReply,
   type FastifyRequest,
+  type FastifyServerOptions,
   LogController,
   type RawReplyDefaultExpression,
   type RawRequestDefaultExpression,
@@ -17,6 +20,7 @@ import type { Fleet } from "./fleet/fleet.ts";
 import type { Generations } from "./generations/generations.ts";
 import { type Authenticator, authenticateAll } from "./http/authentication.ts";
 import { answerBrokenHttp } from "./http/broken-http.ts";
+import { allowOrigins } from "./http/cross-origin.ts";
 import { type ErrorReply, errorReply, readableError } from "./http/error-reply.ts";
 import { heedIdempotencyKeys } from "./http/idempotency.ts";
 import type { IdempotencyKeys } from "./http/idempotency-keys.ts";
@@ -24,6 +28,7 @@ import { acceptJsonOnly } from "./http/json-body.ts";
 import { refuseUnknownRoutes } from "./http/not-found.ts";
 import { collectOpenApi, openApiRoute } from "./http/openapi.ts";
 import { REQUEST_ID_HEADER, requestIdOf } from "./http/request-id.ts";
+import { setSecurityHeaders } from "./http/security-headers.ts";
 import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
@@ -60,26 +65,33 @@ export interface AppOptions {
   readonly log: Logger;
   readonly requestTimeoutMs: number;
   readonly bodyMaxBytes: number;
+  readonly receiveTimeoutMs: number;
+  readonly connectionsMax: number;
+  /** Absent: plain HTTP. */
+  readonly tlsFiles?: TlsFiles | undefined;
+  readonly corsOrigins: readonly string[];
   /** Told of a broken invariant after its caller was answered; a process stops on it. */
   readonly onBug: (bug: InvariantError) => void;
 }
 
-/** How long a caller may take to send its headers and body: a slow one holds a socket and nothing else. */
-const RECEIVE_TIMEOUT_MS = 30_000;
+/** Headers are small: whoever needs longer for them means no request. */
+const HEADERS_TIMEOUT_MS = 10_000;
 
 /** The HTTP side of the gateway, not listening yet. */
 export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   const app: GatewayApp = Fastify({
+    ...serverOptions(options),
     loggerInstance: options.log as FastifyBaseLogger,
     logController: new LogController({ disableRequestLogging: true }), // `observe` writes one line a request
     bodyLimit: options.bodyMaxBytes,
-    requestTimeout: RECEIVE_TIMEOUT_MS,
+    requestTimeout: options.receiveTimeoutMs,
     genReqId: (raw) => requestIdOf(raw.headers),
     // While it stops, fastify's own 503 would not have our error body; InFlight refuses instead.
     return503OnClosing: false,
     clientErrorHandler: answerBrokenHttp,
     frameworkErrors: (error, request, reply) => void sendError(error, request, reply, options),
-  }).withTypeProvider<ZodTypeProvider>();
+  } as FastifyServerOptions).withTypeProvider<ZodTypeProvider>();
+  keepToLimits(app, options);
 
   app.setValidatorCompiler(strictValidator);
   app.setSerializerCompiler(serializerCompiler);
@@ -90,6 +102,8 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
     reply.header(REQUEST_ID_HEADER, request.id);
     observe(request, reply, options);
   });
+  setSecurityHeaders(app, { https: options.tlsFiles !== undefined });
+  await allowOrigins(app, options.corsOrigins); // before the authenticator: browsers ask without a key
   app.addHook("onSend", async (_request, reply) => {
     // A kept-alive connection would hold up the stop until its caller drops it.
     if (options.inFlight.stopping) reply.header("connection", "close");
@@ -117,6 +131,26 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   adminTenantsRoutes(app, options.tenancy);
   operationsRoutes(app, { ...options, registry: options.metrics.registry });
   return app;
+}
+
+/**
+ * Slow callers are looked for each second at most (Node's own default is half a minute): until then one holds a socket
+ * and nothing else.
+ */
+function serverOptions({ receiveTimeoutMs, tlsFiles }: AppOptions): object {
+  const limits = {
+    headersTimeout: Math.min(HEADERS_TIMEOUT_MS, receiveTimeoutMs),
+    connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs / 4),
+  };
+  return tlsFiles === undefined ? { http: limits } : { https: { ...limits, ...tlsFiles.identity } };
+}
+
+function keepToLimits(app: GatewayApp, { connectionsMax, tlsFiles }: AppOptions): void {
+  app.server.maxConnections = connectionsMax;
+  if (tlsFiles === undefined) return;
+  // Whoever is connected stays so: only new handshakes see the new certificate.
+  const end = tlsFiles.onChange((identity) => (app.server as unknown as TlsServer).setSecureContext(identity));
+  app.addHook("onClose", async () => end());
 }
 
 /** One log line and one count for each request, when its last byte left or its caller did. */

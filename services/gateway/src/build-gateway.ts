@@ -1,5 +1,6 @@
 import { hostname } from "node:os";
 import { type Clock, type InvariantError, newId, type Random } from "@atelier/core";
+import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
@@ -60,10 +61,16 @@ const OWN_PICTURES_BYTES_MAX = 128 * 1024 * 1024;
 /** The parts as the configuration chooses them: which adapter stands behind which port. */
 export async function buildGateway(config: GatewayConfig, world: GatewayWorld): Promise<Gateway> {
   const { clock, random } = world;
+  const tlsFiles = config.tls && openTls("callers", config.tls, world);
+  const workerTlsFiles = config.workerTls && openTls("workers", config.workerTls, world);
+  const workerSecurity = workerTlsFiles && {
+    credentials: workerTlsFiles.channelCredentials(),
+    serverName: config.workerTls?.serverName,
+  };
   const fleet = new Fleet({
     ...world,
     directory: directoryOf(config.workers, world),
-    connect: (address) => new WorkerClient(address),
+    connect: (address) => new WorkerClient(address, workerSecurity),
   });
   const inFlight = new InFlight({ max: config.inFlightMax });
   const checkpoints = new ByteBudget(config.dispatch.checkpointBytesMax);
@@ -136,6 +143,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     estimator: new Estimator({ ...tenancy, generations, placer }),
     idempotencyKeys,
     background,
+    tlsFiles,
   });
   const grpc =
     config.grpcListen &&
@@ -144,6 +152,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
       ...world,
       service: new GenerationService({ ...config, ...world, generations, background, fleet }),
       authenticator: tenancy.authenticator,
+      tlsFiles,
       metrics,
       noteFailure: (thrown, call) => noteFailure(thrown, call, { ...config, ...world }),
     });
@@ -160,6 +169,8 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
       fleet.close();
       await tenancy.close();
       redis?.close();
+      tlsFiles?.close();
+      workerTlsFiles?.close();
     },
   };
 }
@@ -169,4 +180,14 @@ function directoryOf(workers: readonly string[], world: GatewayWorld): WorkerDir
   const named = workers.flatMap((worker) => dnsNameOf(worker) ?? []);
   const listed = workers.filter((worker) => dnsNameOf(worker) === undefined);
   return joinedDirectory([staticDirectory(listed), ...named.map((name) => dnsDirectory({ ...world, name }))]);
+}
+
+function openTls(towards: "callers" | "workers", files: TlsFileNames, { clock, log }: GatewayWorld): TlsFiles {
+  return new TlsFiles(files, {
+    clock,
+    changed: (problem) => {
+      if (problem === undefined) log.info({ towards }, "certificates were renewed");
+      else log.warn({ towards, problem }, "renewed certificates are not fit for use; going on with the last ones");
+    },
+  });
 }

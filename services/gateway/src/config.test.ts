@@ -17,18 +17,16 @@ describe("the gateway's configuration", () => {
       requestTimeoutMs: 120_000,
       drainTimeoutMs: 25_000,
       bodyMaxBytes: 16 * 1024 * 1024,
+      receiveTimeoutMs: 30_000,
+      tls: undefined,
+      workerTls: undefined,
+      corsOrigins: [],
       inFlightMax: 256,
       redis: undefined,
       generationsKeptMs: 3_600_000,
       leaseMs: 10_000,
       logLevel: "info",
-      tenancy: {
-        keysFile: undefined,
-        keys: undefined,
-        anonymousAllowed: false,
-        dataDir: undefined,
-        tariff: { pricePerDeviceHour: 0, currency: "USD" },
-      },
+      tenancy: { keysFile: undefined, keys: undefined, anonymousAllowed: false },
     });
   });
 
@@ -73,6 +71,26 @@ describe("the gateway's configuration", () => {
       "half a pair",
       { ...WORKERS, ATELIER_REDIS: "rediss://a", ATELIER_REDIS_CERT: "c.pem" },
       /ATELIER_REDIS_KEY=.*go together/,
+    ],
+    [
+      "a certificate without a key",
+      { ...WORKERS, ATELIER_TLS_CERT: "c.pem" },
+      /ATELIER_TLS_KEY=.*beside ATELIER_TLS_CERT/,
+    ],
+    [
+      "certificates for workers without those to trust",
+      { ...WORKERS, ATELIER_WORKER_CERT: "c.pem", ATELIER_WORKER_KEY: "k.pem" },
+      /ATELIER_WORKER_CA=.*beside ATELIER_WORKER_CERT and ATELIER_WORKER_KEY/,
+    ],
+    [
+      "a name for TLS without it",
+      { ...WORKERS, ATELIER_WORKER_TLS_NAME: "workers" },
+      /ATELIER_WORKER_TLS_NAME=workers/,
+    ],
+    [
+      "an origin with a path",
+      { ...WORKERS, ATELIER_CORS_ORIGINS: "https://a.example, https://b.example/" },
+      /"https:\/\/b.example\/" is not an origin/,
     ],
     ["a level that there is not", { ...WORKERS, ATELIER_LOG_LEVEL: "loud" }, /ATELIER_LOG_LEVEL=loud.*one of trace/],
     ["no room for requests", { ...WORKERS, ATELIER_IN_FLIGHT_MAX: "0" }, /ATELIER_IN_FLIGHT_MAX=0/],

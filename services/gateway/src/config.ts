@@ -1,6 +1,8 @@
 import { fromEnv, readConfig } from "@atelier/core";
+import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
+import { checkOrigins, checkTlsFiles, tlsFiles, type WorkerTlsConfig, workerTls } from "./edge-config.ts";
 import { parseRedisAddress, type RedisAddress } from "./shared/redis-address.ts";
 import type { RedisConfig } from "./shared/redis-link.ts";
 import type { Tariff } from "./tenants/tariff.ts";
@@ -16,6 +18,16 @@ export interface GatewayConfig {
   /** How long a stopping gateway waits for what is in flight. */
   readonly drainTimeoutMs: number;
   readonly bodyMaxBytes: number;
+  /** How long a caller may take to send its headers and body. */
+  readonly receiveTimeoutMs: number;
+  /** Callers' connections; more are closed as they come. */
+  readonly connectionsMax: number;
+  /** Undefined: plain HTTP. */
+  readonly tls: TlsFileNames | undefined;
+  /** Undefined: workers are spoken to in clear. */
+  readonly workerTls: WorkerTlsConfig | undefined;
+  /** Whose pages may call from a browser; empty: none. */
+  readonly corsOrigins: readonly string[];
   /** Generations at once; beyond it they are refused, since nothing here queues. */
   readonly inFlightMax: number;
   /** Undefined: this gateway keeps for itself what gateways would share. */
@@ -68,6 +80,11 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
     requestTimeoutMs: read.ATELIER_REQUEST_TIMEOUT_MS,
     drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS ?? Math.min(DRAIN_TIMEOUT_MS, read.ATELIER_REQUEST_TIMEOUT_MS),
     bodyMaxBytes: read.ATELIER_BODY_MAX_BYTES,
+    receiveTimeoutMs: read.ATELIER_RECEIVE_TIMEOUT_MS,
+    connectionsMax: read.ATELIER_CONNECTIONS_MAX,
+    tls: tlsFiles(read, { cert: "ATELIER_TLS_CERT", key: "ATELIER_TLS_KEY" }),
+    workerTls: workerTls(read),
+    corsOrigins: read.ATELIER_CORS_ORIGINS,
     inFlightMax: read.ATELIER_IN_FLIGHT_MAX,
     redis: read.ATELIER_REDIS && {
       address: read.ATELIER_REDIS,
@@ -122,6 +139,17 @@ const environment = z
     // The least: two prompts of PROMPT_BYTES_MAX, every byte of them escaped as \u0041 is. The default has room for a
     // picture of 12 MB to start from, which takes a third more in base64.
     ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(16 * 1024 * 1024),
+    // A body of 16 MiB over 5 Mbit/s takes 27 s.
+    ATELIER_RECEIVE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 600_000 }).default(30_000),
+    // Half of the 20,000 files that a process commonly may open.
+    ATELIER_CONNECTIONS_MAX: fromEnv.integer({ min: 1, max: 1_000_000 }).default(10_000),
+    ATELIER_TLS_CERT: z.string().optional(),
+    ATELIER_TLS_KEY: z.string().optional(),
+    ATELIER_WORKER_CA: z.string().optional(),
+    ATELIER_WORKER_CERT: z.string().optional(),
+    ATELIER_WORKER_KEY: z.string().optional(),
+    ATELIER_WORKER_TLS_NAME: z.string().optional(),
+    ATELIER_CORS_ORIGINS: fromEnv.list().default([]).superRefine(checkOrigins),
     // At 400 KB an answer, all of it is 100 MB.
     ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
     ATELIER_REDIS: z.string().transform(redisAddress).optional(),
@@ -165,6 +193,7 @@ const environment = z
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
   .superRefine(checkRedis)
+  .superRefine(checkTlsFiles)
   .superRefine((read, context) => {
     const drainMs = read.ATELIER_DRAIN_TIMEOUT_MS;
     if (drainMs === undefined || drainMs <= read.ATELIER_REQUEST_TIMEOUT_MS) return;

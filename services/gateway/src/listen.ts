@@ -1,4 +1,5 @@
 import type { AddressInfo } from "node:net";
+import { Server as TlsServer } from "node:tls";
 import { ConfigError, invariant } from "@atelier/core";
 import type { GatewayApp } from "./app.ts";
 import type { HostPort } from "./config.ts";
@@ -16,7 +17,7 @@ export async function listen(app: GatewayApp, { host, port }: HostPort): Promise
   }
   const address = app.server.address() as AddressInfo | null;
   invariant(address !== null, "a server that listens has an address");
-  return urlOf(address);
+  return urlOf(app.server instanceof TlsServer ? "https" : "http", address);
 }
 
 function whyNot({ code, message }: NodeJS.ErrnoException, { host, port }: HostPort): string {
@@ -29,8 +30,8 @@ function whyNot({ code, message }: NodeJS.ErrnoException, { host, port }: HostPo
 }
 
 /** An address that stands for all of the machine's is reached by loopback. */
-function urlOf({ address, port }: AddressInfo): string {
-  if (address === "0.0.0.0") return `http://127.0.0.1:${port}`;
-  if (address === "::") return `http://[::1]:${port}`;
-  return address.includes(":") ? `http://[${address}]:${port}` : `http://${address}:${port}`;
+function urlOf(scheme: "http" | "https", { address, port }: AddressInfo): string {
+  if (address === "0.0.0.0") return `${scheme}://127.0.0.1:${port}`;
+  if (address === "::") return `${scheme}://[::1]:${port}`;
+  return address.includes(":") ? `${scheme}://[${address}]:${port}` : `${scheme}://${address}:${port}`;
 }

@@ -1,5 +1,6 @@
 import { availableParallelism, hostname } from "node:os";
 import { ConfigError, fromEnv, readConfig } from "@atelier/core";
+import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
 import type { DeviceSpec } from "./device/device.ts";
@@ -10,6 +11,8 @@ import { DECODE_TILE_PIXELS } from "./stages/image-decode.ts";
 export interface WorkerConfig {
   readonly id: string;
   readonly listen: Address;
+  /** Undefined: whoever reaches it is served, in clear. */
+  readonly tls: Required<TlsFileNames> | undefined;
   /** Where /metrics and /healthz are. */
   readonly metricsListen: Address;
   readonly bundleDirs: readonly string[];
@@ -57,6 +60,9 @@ const schema = z.object({
   ATELIER_WORKER_ID: z.string().max(200).optional(),
   // Loopback, as the service has no authentication of its own: a cluster sets the pod's address.
   ATELIER_WORKER_LISTEN: address().default({ host: "127.0.0.1", port: 50_051 }),
+  ATELIER_WORKER_TLS_CERT: z.string().optional(),
+  ATELIER_WORKER_TLS_KEY: z.string().optional(),
+  ATELIER_WORKER_TLS_CLIENT_CA: z.string().optional(),
   // Any free port: several workers on one machine must not fight for it. The log says which.
   ATELIER_WORKER_METRICS_LISTEN: address().default({ host: "127.0.0.1", port: 0 }),
   ATELIER_MODELS: z
@@ -91,6 +97,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
   return Object.freeze({
     id: values.ATELIER_WORKER_ID ?? `${hostname()}-${process.pid}`,
     listen: values.ATELIER_WORKER_LISTEN,
+    tls: tlsOf(values),
     metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,
     bundleDirs: values.ATELIER_MODELS,
     preload: preloadOf(values.ATELIER_PRELOAD),
@@ -106,6 +113,22 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     drainMs: values.ATELIER_DRAIN_MS,
     logLevel: values.ATELIER_LOG_LEVEL,
   });
+}
+
+/** @throws ConfigError where some of the three are there: TLS that lets everybody in would look like security. */
+function tlsOf(values: z.output<typeof schema>): WorkerConfig["tls"] {
+  const named = (["CLIENT_CA", "CERT", "KEY"] as const).map((name) => {
+    const variable = `ATELIER_WORKER_TLS_${name}` as const;
+    return { variable, file: values[variable] };
+  });
+  const missing = named.filter(({ file }) => file === undefined).map(({ variable }) => variable);
+  if (missing.length === named.length) return undefined;
+  if (missing.length > 0) {
+    const given = named.map(({ variable }) => variable).filter((variable) => !missing.includes(variable));
+    throw new ConfigError(`${missing.join(" and ")} must be set beside ${given.join(" and ")}`);
+  }
+  const [ca, cert, key] = named as { variable: string; file: string }[];
+  return { ca: ca!, cert: cert!, key: key! };
 }
 
 /** "none" alone loads nothing at the start. */

@@ -1,6 +1,7 @@
-import { toServingError } from "@atelier/core";
+import { systemClock, toServingError } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
-import { createLogger } from "@atelier/telemetry";
+import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
+import { createLogger, type Logger } from "@atelier/telemetry";
 import { readWorkerConfig } from "./config.ts";
 import { chooseDevice } from "./device/choose-device.ts";
 import { deviceName } from "./device/device.ts";
@@ -26,7 +27,8 @@ async function main(): Promise<void> {
   const device = await chooseDevice(config, logger);
   const identity = { id: config.id, device: deviceName(device), simulated: device.kind === "simulated" };
   const metrics = new WorkerMetrics();
-  const server = await serveWorker({ listen: config.listen, identity, metrics, logger });
+  const tls = config.tls && openTls(config.tls, logger);
+  const server = await serveWorker({ listen: config.listen, identity, metrics, logger, tls });
   const metricsServer = await serveMetrics(config.metricsListen, metrics.registry, () => server.serving);
   tellParent({ type: "listening", address: server.address, metricsAddress: metricsServer.address });
   logger.info({ address: server.address, metrics: metricsServer.address, device: identity.device }, "listening");
@@ -57,8 +59,19 @@ async function main(): Promise<void> {
   await pipeline.close();
   await server.close();
   await metricsServer.close();
+  tls?.close();
   logger.info("stopped");
   process.exit(0); // the stages' threads have ended: nothing runs that this could tear apart
+}
+
+function openTls(files: TlsFileNames, logger: Logger): TlsFiles {
+  return new TlsFiles(files, {
+    clock: systemClock,
+    changed: (problem) => {
+      if (problem === undefined) logger.info("certificates were renewed");
+      else logger.warn({ problem }, "renewed certificates are not fit for use; going on with the last ones");
+    },
+  });
 }
 
 /** Something that ends the process: said to the parent, or on standard error where none listens. */

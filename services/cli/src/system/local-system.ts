@@ -237,7 +237,8 @@ export class LocalSystem {
 
 /** host:port out of the URL of a service that listens there. */
 function listenOf(url: string): string {
-  return new URL(url).host;
+  const { hostname, port, protocol } = new URL(url);
+  return `${hostname}:${port || (protocol === "https:" ? 443 : 80)}`;
 }
 
 /** Several workers share the cores; one takes its own default, or what the user set for all. */

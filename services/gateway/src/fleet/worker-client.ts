@@ -11,6 +11,7 @@ import {
 import { channelOptions, errorFromStatus, serviceDefinition } from "@atelier/rpc";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import {
+  type ChannelCredentials,
   Client,
   type ClientReadableStream,
   credentials,
@@ -18,15 +19,25 @@ import {
   type ServiceError,
 } from "@grpc/grpc-js";
 
+export interface WorkerSecurity {
+  readonly credentials: ChannelCredentials;
+  /** What the worker's certificate is made out to; undefined: to its address. */
+  readonly serverName: string | undefined;
+}
+
+const IN_CLEAR: WorkerSecurity = { credentials: credentials.createInsecure(), serverName: undefined };
+
 /** One channel to one worker, kept open. */
 export class WorkerClient {
   readonly address: string;
   readonly #client: Client;
 
-  constructor(address: string) {
+  constructor(address: string, security: WorkerSecurity = IN_CLEAR) {
     this.address = address;
-    this.#client = new Client(address, credentials.createInsecure(), {
+    const { serverName } = security;
+    this.#client = new Client(address, security.credentials, {
       ...channelOptions,
+      ...(serverName !== undefined && { "grpc.ssl_target_name_override": serverName }),
       // The channel must not wait longer than our own backoff before it dials again (grpc-js: up to 2 minutes).
       "grpc.initial_reconnect_backoff_ms": 100,
       "grpc.max_reconnect_backoff_ms": 2_000,

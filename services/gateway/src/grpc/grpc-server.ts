@@ -8,7 +8,7 @@ import {
   type ListModelsRequest,
   type ListModelsResponse,
 } from "@atelier/proto";
-import { channelOptions, reflectionOf, serviceDefinition, statusOf } from "@atelier/rpc";
+import { channelOptions, reflectionOf, serviceDefinition, statusOf, type TlsFiles } from "@atelier/rpc";
 import { type Metadata, Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 import type { Caller } from "../caller.ts";
@@ -25,6 +25,8 @@ export interface GrpcServerOptions {
   readonly metrics: Pick<GatewayMetrics, "requests" | "requestSeconds">;
   readonly clock: Clock;
   readonly bodyMaxBytes: number;
+  /** Absent: it speaks in clear. */
+  readonly tlsFiles?: TlsFiles | undefined;
   /** Logs a failure, reports it where it is a bug, and gives what a caller may read of it. */
   readonly noteFailure: (thrown: unknown, call: string) => ServingError;
 }
@@ -65,7 +67,8 @@ export class GrpcServer {
   async listen({ host, port }: HostPort): Promise<string> {
     const name = host.includes(":") ? `[${host}]` : host;
     const bound = await new Promise<number>((resolve, reject) => {
-      this.#server.bindAsync(`${name}:${port}`, ServerCredentials.createInsecure(), (error, boundPort) => {
+      const credentials = this.#options.tlsFiles?.serverCredentials() ?? ServerCredentials.createInsecure();
+      this.#server.bindAsync(`${name}:${port}`, credentials, (error, boundPort) => {
         if (error === null) return resolve(boundPort);
         const message = `cannot listen for gRPC on ${name}:${port}; set ATELIER_GRPC_LISTEN to another address, or to off`;
         reject(new ConfigError(message, { cause: error }));

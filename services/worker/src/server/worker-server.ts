@@ -16,7 +16,7 @@ import {
   WatchResponseSchema,
   WorkerService,
 } from "@atelier/proto";
-import { channelOptions, reflectionOf, serviceDefinition, statusOf } from "@atelier/rpc";
+import { channelOptions, reflectionOf, serviceDefinition, statusOf, type TlsFiles } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import {
@@ -45,6 +45,8 @@ export interface WorkerServerOptions {
   readonly identity: WorkerIdentity;
   readonly metrics: WorkerMetrics;
   readonly logger: Logger;
+  /** Absent: whoever reaches it is served, in clear. */
+  readonly tls?: TlsFiles | undefined;
   readonly clock?: Clock;
 }
 
@@ -108,7 +110,8 @@ export class WorkerServer {
     reflectionOf([WorkerService]).addToServer(this.#server);
     this.#port = await new Promise<number>((resolve, reject) => {
       const target = addressText(this.#options.listen);
-      this.#server.bindAsync(target, ServerCredentials.createInsecure(), (error, port) =>
+      const credentials = this.#options.tls?.serverCredentials() ?? ServerCredentials.createInsecure();
+      this.#server.bindAsync(target, credentials, (error, port) =>
         error === null ? resolve(port) : reject(cannotListen("ATELIER_WORKER_LISTEN", target, error)),
       );
     });
