@@ -9,18 +9,25 @@ import {
   RedisAccounts,
   type UsageRow,
 } from "@atelier/gateway/tenants";
-import { booked, describeAccounts, granted, refused } from "@atelier/gateway/testing/accounts";
+import { type AccountsUnderTest, booked, describeAccounts, granted, refused } from "@atelier/gateway/testing/accounts";
 import { createLogger } from "@atelier/telemetry";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { type RedisProcess, startRedis } from "../support/redis.ts";
+import { type RedisProcess, startRedis, startRedisCluster } from "../support/redis.ts";
 import { type OpenLink, openRedisLink } from "../support/redis-link.ts";
 
 const log = createLogger("test", "silent");
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 const WINDOW_MS = 400;
 
-describeAccounts("RedisAccounts", async () => {
-  const redis = await startRedis();
+describe.each([
+  ["one Redis", startRedis],
+  ["a Redis Cluster", startRedisCluster],
+] as const)("on %s", (_where, startServers) => {
+  describeAccounts("RedisAccounts", () => twoGateways(startServers));
+});
+
+async function twoGateways(startServers: typeof startRedis | typeof startRedisCluster): Promise<AccountsUnderTest> {
+  const redis = await startServers();
   const links = await Promise.all([openRedisLink(redis.url), openRedisLink(redis.url)]);
   const [accounts, elsewhere] = links.map(
     ({ link }) => new RedisAccounts({ link, clock: systemClock, log, windowMs: WINDOW_MS }),
@@ -36,7 +43,7 @@ describeAccounts("RedisAccounts", async () => {
       await redis.stop();
     },
   };
-});
+}
 
 describe("RedisAccounts", () => {
   let redis: RedisProcess;
