@@ -42,6 +42,12 @@ describe("a gateway without keys", () => {
     await start({});
   });
 
+  it("does not start with its gRPC API open to others either", async () => {
+    const starting = startGateway([worker.address], { ATELIER_GRPC_LISTEN: "0.0.0.0:0" });
+    await expect(starting).rejects.toThrow(/ATELIER_GRPC_LISTEN names 0\.0\.0\.0/);
+    await start({});
+  });
+
   it("starts anywhere where it is told that a proxy asks, and lets nobody administer", async () => {
     await start({ ATELIER_LISTEN: "0.0.0.0:0", ATELIER_ANONYMOUS: "allow" });
     expect((await generate({})).status).toBe(200);

@@ -52,14 +52,15 @@ export async function openTenancy(options: TenancyOptions): Promise<Tenancy> {
     ...(file === undefined ? [] : [keysFile(file)]),
     ...(keys === undefined ? [] : [environmentKeys(keys)]),
   ];
-  const hosts = [config.listen.host, ...(config.grpcListen === undefined ? [] : [config.grpcListen.host])];
-  const host = hosts.find((name) => !isLoopback(name)) ?? hosts[0]!;
-  const outside = !isLoopback(host);
+  const exposed = exposedBy(config);
+  const outside = exposed !== undefined;
   const anonymous = anonymousOf({ outside, anonymousAllowed });
   const directory = new TenantDirectory({ clock, log, configured, store, anonymous });
   try {
     await directory.start();
-    if (anonymous === "nothing" && directory.complete && !directory.keysKnown) throw new ConfigError(openToAll(host));
+    if (exposed !== undefined && !anonymousAllowed && directory.complete && !directory.keysKnown) {
+      throw new ConfigError(openToAll(exposed));
+    }
   } catch (error) {
     await directory.close();
     close();
@@ -78,8 +79,8 @@ export async function openTenancy(options: TenancyOptions): Promise<Tenancy> {
     tariff,
     announce: () => {
       if (directory.keysRequired) return;
-      if (outside) log.warn({ host }, "no key is asked of callers, as ATELIER_ANONYMOUS=allow says");
-      else log.info({ host }, "no keys are configured: open to this machine's loopback only");
+      if (outside) log.warn({ ...exposed }, "no key is asked of callers, as ATELIER_ANONYMOUS=allow says");
+      else log.info("no keys are configured: open to this machine's loopback only");
     },
     close: async () => {
       gate.close();
@@ -112,11 +113,25 @@ function anonymousOf({ outside, anonymousAllowed }: { outside: boolean; anonymou
   return anonymousAllowed ? ("pictures" as const) : ("nothing" as const);
 }
 
-function openToAll(host: string): string {
+interface Exposed {
+  readonly variable: string;
+  readonly host: string;
+}
+
+/** The address that others than this machine can reach; undefined where there is none. */
+function exposedBy({ listen, grpcListen }: TenancyOptions["config"]): Exposed | undefined {
+  const addresses = [
+    { variable: "ATELIER_LISTEN", host: listen.host },
+    ...(grpcListen === undefined ? [] : [{ variable: "ATELIER_GRPC_LISTEN", host: grpcListen.host }]),
+  ];
+  return addresses.find(({ host }) => !isLoopback(host));
+}
+
+function openToAll({ variable, host }: Exposed): string {
   return [
-    `ATELIER_LISTEN names ${host}, which others can reach, and there is no API key:`,
+    `${variable} names ${host}, which others can reach, and there is no API key:`,
     "  set ATELIER_KEYS_FILE (or ATELIER_KEYS) to keys that `atelier keys create --offline` makes,",
-    "  or ATELIER_LISTEN to an address of loopback such as 127.0.0.1:8080,",
+    `  or ${variable} to an address of loopback such as 127.0.0.1:8080,`,
     "  or ATELIER_ANONYMOUS=allow where a proxy of your own asks callers who they are",
   ].join("\n");
 }
