@@ -134,8 +134,11 @@ export class Dispatcher {
     const { metrics, limits: own } = this.#options;
     const { error, accepted } = failed;
     const remedy = remedyFor(error);
-    // Nothing is made twice where a worker leaves in order, nor where one refuses what another had taken.
-    const free = error.code === "DRAINING" || (!accepted && gathering.accepted && remedy === "another");
+    // Whose state was refused is not at fault, and would not know what to do about it.
+    if (remedy === "from-noise") limits.deadline.check("making the pictures again from noise");
+    // No work was lost where a worker leaves in order, nor where one refuses what another had taken.
+    const refused = !accepted && gathering.accepted && (remedy === "another" || remedy === "from-noise");
+    const free = error.code === "DRAINING" || refused;
     const failures = tried.failures + (free ? 0 : 1);
     if (remedy === "none" || limits.deadline.passed || failures >= own.attemptsMax) throw error;
     if (!free && !this.#budget.take()) {
@@ -259,6 +262,7 @@ export class Dispatcher {
     let accepted = false;
     const worthMs = limits.onCheckpoint === undefined ? predicted.workMs : Number.POSITIVE_INFINITY;
     const every = own.checkpointEvery ?? checkpointInterval(request, worthMs);
+    const resumeFrom = gathering.statesOf(slice, maker);
     const call = callWorker(
       client,
       requestToWire(request, {
@@ -266,7 +270,7 @@ export class Dispatcher {
         order: limits.order,
         slice,
         checkpointEvery: every,
-        resumeFrom: gathering.statesOf(slice, maker),
+        resumeFrom,
       }),
       {
         deadlineAtMs: limits.deadline.atMs,
@@ -285,7 +289,8 @@ export class Dispatcher {
     const settle = (failure: ServingError | undefined): Failed | undefined => {
       // A connection that breaks after the receipt came took nothing from the answer.
       if (gathering.complete(slice)) {
-        this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
+        // What goes on from a checkpoint is sooner done than a whole request is predicted to be.
+        if (resumeFrom.length === 0) this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
         metrics.attempts.inc({ outcome: "ok" });
         placement.release();
         return undefined;
