@@ -12,6 +12,7 @@ describe("atelier up", () => {
     const atelier = start("up", "--port", "0", "--models", "/a,/b", "--workers", "2");
     await atelier.printed("Ctrl-C stops it");
     expect(atelier.stdout).toMatch(/Atelier is open at http:\/\/127\.0\.0\.1:\d+/);
+    expect(atelier.stdout).toContain("No API key is configured: only this machine can reach it");
     expect(atelier.stdout).toMatch(/curl -s http:\/\/127\.0\.0\.1:\d+\/generate .*"prompt":"国潮风T恤, 白色背景"/);
 
     atelier.signal("SIGINT");
@@ -26,6 +27,13 @@ describe("atelier up", () => {
       "w2 started on /a,/b by cpu",
     ]);
     expect(log().filter((line) => line.endsWith("SIGTERM"))[0]).toBe("gateway SIGTERM");
+  });
+
+  it("says so where callers need a key, and sends one in its curl line", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_GATEWAY: "asks-for-keys" });
+    await atelier.printed("Ctrl-C stops it");
+    expect(atelier.stdout).toContain("It asks callers for API keys");
+    expect(atelier.stdout).toContain('-H "authorization: Bearer $ATELIER_API_KEY"');
   });
 
   it("uses the embedded model when none is named", async () => {

@@ -79,6 +79,17 @@ export async function answersAsAtelier(url: string): Promise<boolean> {
   }
 }
 
+/** True where the gateway at `url` answers nobody without an API key. */
+export async function asksForKeys(url: string): Promise<boolean> {
+  try {
+    const reply = await fetch(new URL("/v1/models", url), { signal: AbortSignal.timeout(PROBE_MAX_MS) });
+    await reply.body?.cancel();
+    return reply.status === 401;
+  } catch {
+    return false; // whoever started the gateway hears of its end otherwise
+  }
+}
+
 /** A gateway over HTTP. Every failure is a CliError with the server's own words, or that names the URL. */
 export class GatewayClient {
   readonly #server: Server;

@@ -1,5 +1,5 @@
 import { CliError } from "../cli-error.ts";
-import { answersAsAtelier } from "../client/gateway-client.ts";
+import { answersAsAtelier, asksForKeys } from "../client/gateway-client.ts";
 import { type HostPort, nextFreePort, portProblem } from "../system/free-port.ts";
 import { LocalSystem, type LocalSystemOptions } from "../system/local-system.ts";
 import { Progress } from "../terminal/progress.ts";
@@ -28,7 +28,7 @@ export async function up(options: UpOptions): Promise<number> {
   const urls = await Promise.race([system.start().finally(() => progress.end()), asked]);
   if (typeof urls === "number") return urls;
 
-  console.log(welcome(urls));
+  console.log(welcome(urls, { keys: await asksForKeys(urls[0]), host }));
   const outcome = await Promise.race([system.broken, asked]);
   if (typeof outcome === "number") return outcome;
   await system.stop();
@@ -84,13 +84,22 @@ async function whoTakes({ host, port }: HostPort): Promise<string> {
   return ours ? "an Atelier that runs already" : "another program";
 }
 
-function welcome([url, ...more]: readonly [string, ...string[]]): string {
+const KEYS_ASKED = "It asks callers for API keys (atelier keys) · 需要密钥";
+const LOOPBACK_ONLY = "No API key is configured: only this machine can reach it · 未设密钥，仅本机可访问";
+const ANONYMOUS = "No API key is asked of callers: your own proxy has to (ATELIER_ANONYMOUS) · 未设密钥";
+
+function welcome(
+  [url, ...more]: readonly [string, ...string[]],
+  { keys, host }: { readonly keys: boolean; readonly host: string },
+): string {
+  const key = keys ? `-H "authorization: Bearer $ATELIER_API_KEY" ` : "";
   const curl =
-    `curl -s ${url}/generate -H 'content-type: application/json' -H 'accept: image/png' ` +
+    `curl -s ${url}/generate ${key}-H 'content-type: application/json' -H 'accept: image/png' ` +
     `-d '{"prompt":"国潮风T恤, 白色背景"}' -o tee.png`;
   return [
     "",
     `Atelier is open at ${[url, ...more].map(bold).join(" and ")} · 已启动`,
+    keys ? KEYS_ASKED : host === "127.0.0.1" || host === "::1" || host === "localhost" ? LOOPBACK_ONLY : ANONYMOUS,
     "",
     "Try it · 试一试:",
     `  ${curl}`,

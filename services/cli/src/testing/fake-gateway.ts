@@ -33,6 +33,7 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
     response.end(JSON.stringify(body));
   };
   if (request.url === "/healthz" || request.url === "/readyz") return reply(200, { ready: true });
+  if (request.url === "/v1/models" && fault === "asks-for-keys") return reply(401, {});
   if (request.url === "/v1/models") return reply(200, { models: [MODEL] });
 
   const body = JSON.parse(await text(request));
