@@ -57,7 +57,7 @@ async function startDaemon(
   { host, port, greeting }: Place,
   argumentsFor: (port: number, folder: string) => readonly string[],
 ): Promise<Daemon> {
-  const at = port === 0 ? await freePort(host) : port;
+  const at = await portThatIsFree(host, port);
   const folder = await mkdtemp(join(tmpdir(), "atelier-service-"));
   const child = spawn(program.path, argumentsFor(at, folder), {
     cwd: folder,
@@ -111,12 +111,18 @@ function endOf(child: ChildProcess): Promise<string> {
   });
 }
 
-async function freePort(host: string): Promise<number> {
+/** `port`, or any where it is 0. @throws DaemonEnded where somebody has it, whose answers would be taken for ours. */
+async function portThatIsFree(host: string, port: number): Promise<number> {
   const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, host, resolve));
-  const { port } = server.address() as AddressInfo;
+  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(port, host, resolve)).catch(
+    (error: NodeJS.ErrnoException) => {
+      const why = error.code === "EADDRINUSE" ? "is taken by another program" : `cannot be listened on: ${error.code}`;
+      throw new DaemonEnded(`port ${port} on ${host} ${why}`, { cause: error });
+    },
+  );
+  const { port: free } = server.address() as AddressInfo;
   await new Promise((resolve) => server.close(resolve));
-  return port;
+  return free;
 }
 
 function answers(where: { host: string; port: number }, { say, expect }: Place["greeting"]): Promise<boolean> {
