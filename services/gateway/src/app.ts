@@ -16,6 +16,7 @@ import Fastify, {
 } from "fastify";
 import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import type { BackgroundGenerations } from "./background/background-generations.ts";
+import type { ExactCache } from "./cache/exact-cache.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { Generations } from "./generations/generations.ts";
 import { type Authenticator, authenticateAll } from "./http/authentication.ts";
@@ -32,6 +33,7 @@ import { setSecurityHeaders } from "./http/security-headers.ts";
 import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import { adminCacheRoutes } from "./routes/admin-cache.ts";
 import { adminKeysRoutes } from "./routes/admin-keys.ts";
 import { adminTenantsRoutes } from "./routes/admin-tenants.ts";
 import { generateRoute } from "./routes/generate.ts";
@@ -56,6 +58,8 @@ export interface AppOptions {
   readonly generations: Generations;
   readonly authenticator: Authenticator;
   readonly tenancy: Tenancy;
+  /** Undefined where none is kept. */
+  readonly cache: ExactCache | undefined;
   readonly estimator: Estimator;
   readonly idempotencyKeys: IdempotencyKeys;
   readonly background: BackgroundGenerations;
@@ -127,6 +131,7 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   generationsRecordsRoutes(app, options);
   modelsRoute(app, options);
   usageRoute(app, { ...options, ...options.tenancy });
+  adminCacheRoutes(app, options);
   adminKeysRoutes(app, options.tenancy);
   adminTenantsRoutes(app, options.tenancy);
   operationsRoutes(app, { ...options, registry: options.metrics.registry });

@@ -4,6 +4,7 @@ import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
 import { buildApp, type GatewayApp } from "./app.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
+import { openCache } from "./cache/open-cache.ts";
 import { dnsNameOf, type GatewayConfig } from "./config.ts";
 import { ByteBudget } from "./dispatch/byte-budget.ts";
 import { Dispatcher } from "./dispatch/dispatcher.ts";
@@ -95,12 +96,14 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     redis?.close(); // it would keep the process alive
     throw error;
   });
+  const cache =
+    config.cache && openCache({ ...world, config: config.cache, fleet, store, redis, registry: metrics.registry });
   const generations = new Generations({
     fleet,
     inFlight,
     metrics,
     tenantLimits: tenancy.gate,
-    cache: withoutCache,
+    cache: cache ?? withoutCache,
     admission: withoutAdmission,
     dispatcher: new Dispatcher({
       placer,
@@ -140,6 +143,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     metrics,
     authenticator: tenancy.authenticator,
     tenancy,
+    cache,
     estimator: new Estimator({ ...tenancy, generations, placer }),
     idempotencyKeys,
     background,
@@ -167,6 +171,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     close: async () => {
       background.close();
       fleet.close();
+      cache?.close();
       await tenancy.close();
       redis?.close();
       tlsFiles?.close();

@@ -2,6 +2,8 @@ import { fromEnv, readConfig } from "@atelier/core";
 import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
+import { CACHE_SCOPES } from "./cache/cache-key.ts";
+import type { CacheRules } from "./cache/exact-cache.ts";
 import { checkOrigins, checkTlsFiles, tlsFiles, type WorkerTlsConfig, workerTls } from "./edge-config.ts";
 import { parseRedisAddress, type RedisAddress } from "./shared/redis-address.ts";
 import type { RedisConfig } from "./shared/redis-link.ts";
@@ -34,11 +36,21 @@ export interface GatewayConfig {
   readonly redis: RedisConfig | undefined;
   /** How long a generation in the background is kept once it has ended. */
   readonly generationsKeptMs: number;
+  /** Undefined: everything is made anew. */
+  readonly cache: CacheConfig | undefined;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
   readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly tenancy: TenancyConfig;
+}
+
+export interface CacheConfig extends CacheRules {
+  /** What results may take in this process, and in Redis. 0: none. */
+  readonly memoryBytesMax: number;
+  readonly redisBytesMax: number;
+  /** What "of late" is. */
+  readonly askWindowMs: number;
 }
 
 export interface TenancyConfig {
@@ -93,6 +105,19 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       timeoutMs: read.ATELIER_REDIS_TIMEOUT_MS,
     },
     generationsKeptMs: read.ATELIER_GENERATIONS_KEPT_MS,
+    cache:
+      read.ATELIER_CACHE === "on"
+        ? Object.freeze({
+            scope: read.ATELIER_CACHE_SCOPE,
+            ttlMs: read.ATELIER_CACHE_TTL_MS,
+            memoryBytesMax: read.ATELIER_CACHE_MEMORY,
+            redisBytesMax: read.ATELIER_CACHE_REDIS_MEMORY,
+            variants: read.ATELIER_CACHE_VARIANTS,
+            minAsks: read.ATELIER_CACHE_MIN_ASKS,
+            askWindowMs: read.ATELIER_CACHE_ASK_WINDOW_MS,
+            leaseMs: Math.min(read.ATELIER_LEASE_MS, FLIGHT_LEASE_MS_MAX),
+          })
+        : undefined,
     leaseMs: read.ATELIER_LEASE_MS,
     dispatch: Object.freeze({
       attemptsMax: read.ATELIER_ATTEMPTS_MAX,
@@ -116,6 +141,9 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
 
 /** Under the 30 s that Kubernetes gives a stopping pod, so that the last answers still leave. */
 const DRAIN_TIMEOUT_MS = 25_000;
+
+/** Somebody waits meanwhile for a picture that nobody makes any more. */
+const FLIGHT_LEASE_MS_MAX = 3_000;
 
 const environment = z
   .object({
@@ -159,6 +187,15 @@ const environment = z
     ATELIER_REDIS_PREFIX: z.string().default("atelier:"),
     // In one data centre an answer takes one; a Redis that takes longer than this is worse than none.
     ATELIER_REDIS_TIMEOUT_MS: fromEnv.integer({ min: 10, max: 10_000 }).default(250),
+    ATELIER_CACHE: z.enum(["on", "off"], { error: "must be on or off" }).default("on"),
+    ATELIER_CACHE_SCOPE: z.enum(CACHE_SCOPES, { error: `must be one of ${CACHE_SCOPES.join(", ")}` }).default("tenant"),
+    ATELIER_CACHE_TTL_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(86_400_000),
+    // A thousand pictures of 512x512.
+    ATELIER_CACHE_MEMORY: bytesOrNone(256 * 1024 * 1024),
+    ATELIER_CACHE_REDIS_MEMORY: bytesOrNone(1024 * 1024 * 1024),
+    ATELIER_CACHE_VARIANTS: fromEnv.integer({ min: 0, max: 64 }).default(4),
+    ATELIER_CACHE_MIN_ASKS: fromEnv.integer({ min: 1, max: 200 }).default(2),
+    ATELIER_CACHE_ASK_WINDOW_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(3_600_000),
     ATELIER_KEYS_FILE: z.string().optional(),
     ATELIER_KEYS: z.string().optional(),
     ATELIER_ANONYMOUS: z.enum(["allow"], { error: "must be allow, or unset" }).optional(),
@@ -209,6 +246,12 @@ const DNS_SCHEME = /^dns:\/\/\//;
 /** The name of `dns:///name:port`; undefined of a plain host:port. Of an entry that `readGatewayConfig` let through. */
 export function dnsNameOf(worker: string): HostPort | undefined {
   return DNS_SCHEME.test(worker) ? parseHostPort(worker.replace(DNS_SCHEME, ""), { portMin: 1 }) : undefined;
+}
+
+/** 0 is a size, too: nothing is kept there. */
+function bytesOrNone(otherwise: number) {
+  const error = "must be bytes, as 8589934592, 8GiB, 512MiB or 8GB, or 0 for none";
+  return z.union([z.literal("0").transform(() => 0), fromEnv.bytes()], { error }).default(otherwise);
 }
 
 function checkWorkers(addresses: readonly string[], context: z.RefinementCtx): void {

@@ -150,6 +150,8 @@ export interface GenerationReceipt {
   readonly workerIds: readonly string[];
   /** For each picture that went on from a checkpoint: the step at which it did, last. */
   readonly resumedAtSteps: readonly number[];
+  /** Steps of each picture that were left out, since it began from another generation's latent; 0: none. */
+  readonly reusedSteps: number;
   readonly times: StageTimesMs;
   /** Of a whole device, waiting not included; absent where the worker does not say. */
   readonly deviceMs?: number | undefined;

@@ -132,6 +132,7 @@ export function receiptFromWire(receipt: Receipt | undefined): GenerationReceipt
     attempts: 1,
     workerIds: [receipt.workerId],
     resumedAtSteps: receipt.resumedAtSteps,
+    reusedSteps: receipt.reusedSteps,
     deviceMs: receipt.deviceMs === 0 ? undefined : receipt.deviceMs,
     times: {
       queueMs: times?.queueMs ?? 0,

@@ -23,6 +23,7 @@ export function mergeReceipts(
     tiledDecode: receipts.some(({ tiledDecode }) => tiledDecode),
     embeddingsCached: receipts.every(({ embeddingsCached }) => embeddingsCached),
     preemptions: receipts.reduce((sum, { preemptions }) => sum + preemptions, 0),
+    reusedSteps: Math.max(...receipts.map(({ reusedSteps }) => reusedSteps)),
     batchDifference: Math.max(...receipts.map(({ batchDifference }) => batchDifference)),
     times: longest(receipts.map(({ times }) => times)),
     attempts: workerIds.length,

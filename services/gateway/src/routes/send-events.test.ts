@@ -15,7 +15,7 @@ describe("POST /generate with Accept: text/event-stream", () => {
 
   beforeAll(async () => {
     worker = await FakeWorker.start();
-    gateway = await startGateway([worker.address]);
+    gateway = await startGateway([worker.address], { ATELIER_RETRY_WAIT_MS: "200" });
     await gateway.until(allReady);
   });
   afterAll(async () => {

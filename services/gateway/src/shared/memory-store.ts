@@ -45,10 +45,11 @@ export class MemoryStore implements SharedStore {
     key: string,
     expected: string | Uint8Array,
     value: string | Uint8Array,
-    life: Life,
+    life: Life | "same",
   ): Promise<boolean> {
     if (!this.#holds(key, expected)) return false;
-    this.#write(key, value, life);
+    const untilMs = this.#entries.get(key)?.untilMs ?? 0;
+    this.#write(key, value, life === "same" ? { ttlMs: untilMs - this.#clock.nowMs() } : life);
     return true;
   }
 

@@ -31,9 +31,9 @@ export class RedisStore implements SharedStore {
     key: string,
     expected: string | Uint8Array,
     value: string | Uint8Array,
-    life: Life,
+    life: Life | "same",
   ): Promise<boolean> {
-    const args = [bytes(expected), bytes(value), wholeMs(life)];
+    const args = [bytes(expected), bytes(value), life === "same" ? life : wholeMs(life)];
     return (await this.#link.run((client) => REPLACE_IF.run(client, [this.#link.key(key)], args))) === 1;
   }
 
@@ -89,7 +89,11 @@ export class RedisScript {
 
 const REPLACE_IF = new RedisScript(`
 if redis.call("GET", KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call("SET", KEYS[1], ARGV[2], "PX", ARGV[3])
+if ARGV[3] == "same" then
+  redis.call("SET", KEYS[1], ARGV[2], "KEEPTTL")
+else
+  redis.call("SET", KEYS[1], ARGV[2], "PX", ARGV[3])
+end
 return 1`);
 
 const DELETE_IF = new RedisScript(`

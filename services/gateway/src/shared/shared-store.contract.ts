@@ -97,6 +97,16 @@ export function describeSharedStore(name: string, start: () => Promise<StoreUnde
       expect(await under.elsewhere.setIfAbsent(key, "theirs", LONG)).toBe(false);
     });
 
+    it("replaces a value without giving it more time where that is asked for", async () => {
+      const key = newKey();
+      await under.store.setIfAbsent(key, "mine", { ttlMs: 150 });
+      expect(await under.elsewhere.replaceIf(key, "yours", "marked", "same")).toBe(false);
+      expect(await under.elsewhere.replaceIf(key, "mine", "marked", "same")).toBe(true);
+      expect(String(await under.store.get(key))).toBe("marked");
+      await under.passMs(200);
+      expect(await under.store.get(key)).toBeUndefined();
+    });
+
     it("deletes only what is expected, or whatever there is", async () => {
       const key = newKey();
       await under.store.set(key, "a", LONG);

@@ -8,8 +8,16 @@ export interface SharedStore {
   set(key: string, value: string | Uint8Array, life: Life): Promise<void>;
   /** False where there is a value already; then nothing changes. */
   setIfAbsent(key: string, value: string | Uint8Array, life: Life): Promise<boolean>;
-  /** False where the value is not `expected` (any more). Atomic; also renews a lease, with the same value again. */
-  replaceIf(key: string, expected: string | Uint8Array, value: string | Uint8Array, life: Life): Promise<boolean>;
+  /**
+   * False where the value is not `expected` (any more). Atomic; also renews a lease, with the same value again. With
+   * "same" the new value lives as long as the one before would have.
+   */
+  replaceIf(
+    key: string,
+    expected: string | Uint8Array,
+    value: string | Uint8Array,
+    life: Life | "same",
+  ): Promise<boolean>;
   /** False where the value is not `expected` (any more). Atomic. */
   deleteIf(key: string, expected: string | Uint8Array): Promise<boolean>;
   delete(key: string): Promise<void>;

@@ -24,7 +24,10 @@ export interface TestGateway {
   stop(options?: { timeoutMs: number }): Promise<void>;
 }
 
-/** A whole gateway in this process, on a free port of loopback, that knows `workers`; `env` lies over the tests' own. */
+/**
+ * A whole gateway in this process, on a free port of loopback, that knows `workers`; `env` lies over the tests' own. The
+ * cache is off where that does not turn it on: what a test asks for is made.
+ */
 export async function startGateway(
   workers: readonly string[],
   env: Readonly<Record<string, string>> = {},
@@ -35,6 +38,7 @@ export async function startGateway(
     ATELIER_WORKERS: workers.join(",") || "127.0.0.1:1",
     ATELIER_REQUEST_TIMEOUT_MS: "30000",
     ATELIER_BODY_MAX_BYTES: String(1024 * 1024),
+    ATELIER_CACHE: "off",
     ...env,
   });
   const config = workers.length === 0 ? { ...read, workers } : read; // a test may want none at all
