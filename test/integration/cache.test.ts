@@ -285,7 +285,7 @@ interface TwoGateways {
 async function twoGateways(env: Readonly<Record<string, string>> = {}, given?: RedisProcess): Promise<TwoGateways> {
   const redis = given ?? (await running(startRedis()));
   const worker = await running(FakeWorker.start());
-  const settings = { ATELIER_CACHE: "on", ATELIER_REDIS: redis.url, ...env };
+  const settings = { ATELIER_CACHE_SCOPE: "tenant", ATELIER_REDIS: redis.url, ...env };
   const gateways = await Promise.all(
     [0, 1].map(async () => {
       const gateway = await startGateway([worker.address], settings);

@@ -106,7 +106,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
     },
     generationsKeptMs: read.ATELIER_GENERATIONS_KEPT_MS,
     cache:
-      read.ATELIER_CACHE === "on"
+      read.ATELIER_CACHE_SCOPE !== "off"
         ? Object.freeze({
             scope: read.ATELIER_CACHE_SCOPE,
             ttlMs: read.ATELIER_CACHE_TTL_MS,
@@ -187,8 +187,9 @@ const environment = z
     ATELIER_REDIS_PREFIX: z.string().default("atelier:"),
     // In one data centre an answer takes one; a Redis that takes longer than this is worse than none.
     ATELIER_REDIS_TIMEOUT_MS: fromEnv.integer({ min: 10, max: 10_000 }).default(250),
-    ATELIER_CACHE: z.enum(["on", "off"], { error: "must be on or off" }).default("on"),
-    ATELIER_CACHE_SCOPE: z.enum(CACHE_SCOPES, { error: `must be one of ${CACHE_SCOPES.join(", ")}` }).default("tenant"),
+    ATELIER_CACHE_SCOPE: z
+      .enum(["off", ...CACHE_SCOPES], { error: `must be one of off, ${CACHE_SCOPES.join(", ")}` })
+      .default("tenant"),
     ATELIER_CACHE_TTL_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(86_400_000),
     // A thousand pictures of 512x512.
     ATELIER_CACHE_MEMORY: bytesOrNone(256 * 1024 * 1024),

@@ -17,7 +17,7 @@ export function adminCacheRoutes(app: GatewayApp, { cache }: AdminCacheOptions):
   const config = { access: "operator", scope: "admin" } as const;
   const present = () => {
     if (cache !== undefined) return cache;
-    throw new ServingError("NOT_FOUND", "no results are kept here: ATELIER_CACHE is off");
+    throw new ServingError("NOT_FOUND", "no results are kept here: ATELIER_CACHE_SCOPE is off");
   };
 
   app.get("/v1/admin/cache", { config, schema: schemas.size }, async () => {

@@ -38,7 +38,7 @@ export async function startGateway(
     ATELIER_WORKERS: workers.join(",") || "127.0.0.1:1",
     ATELIER_REQUEST_TIMEOUT_MS: "30000",
     ATELIER_BODY_MAX_BYTES: String(1024 * 1024),
-    ATELIER_CACHE: "off",
+    ATELIER_CACHE_SCOPE: "off",
     ...env,
   });
   const config = workers.length === 0 ? { ...read, workers } : read; // a test may want none at all
