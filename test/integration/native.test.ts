@@ -192,6 +192,21 @@ describe("two gateways on one Redis", () => {
       expect(metrics).toMatch(/atelier_gateway_idempotency_total\{outcome="unshared"[^}]*\} [1-9]/);
     });
 
+    it("and generations in the background do without a Redis that is full", async () => {
+      const full = await running(startRedis({ args: ["--maxmemory", "2mb", "--maxmemory-policy", "noeviction"] }));
+      const filler = Buffer.alloc(100_000);
+      for (let i = 0; i < 30; i++) await full.client.set(`filler ${i}`, filler).catch(() => {});
+      const alone = await startOne({ ATELIER_REDIS: full.url });
+      const keyed = () => post(alone.url, { prompt: "x" }, { "idempotency-key": "order-1" });
+      const [first, again] = [await keyed(), await keyed()];
+      expect([first.status, again.headers.get("idempotency-replayed")]).toEqual([200, "true"]);
+      const { id } = await begin(alone.url, { prompt: "y" });
+      const ended = await fetch(`${alone.url}/v1/generations/${id}?wait=20000`);
+      expect(await ended.json()).toMatchObject({ status: "succeeded" });
+      expect((await fetch(`${alone.url}/v1/generations/${id}/images/0`)).status).toBe(200);
+      await alone.stop();
+    });
+
     it("take a damaged answer for none, and make it again with the same seed", async () => {
       await (await generate(0, { prompt: "x" }, "order-1")).text();
       const [name] = await redis.client.keys("atelier:idempotency:*:answer");

@@ -131,6 +131,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     ...world,
     own: shared === undefined ? store : new MemoryStore(world.clock, { bytesMax: OWN_ANSWERS_BYTES_MAX }),
     shared,
+    waitingMax: config.inFlightMax,
     leaseMs: config.leaseMs,
     note: (outcome) => metrics.idempotency.inc({ outcome }),
   });

@@ -174,6 +174,15 @@ describe("BackgroundGenerations on two gateways", () => {
     expect(await b.background.list(TENANT, 10)).toMatchObject({ complete: true, records: [{ id: "gen_1" }] });
   });
 
+  it("takes a damaged picture for none", async () => {
+    const { a, b, shared } = twoGateways();
+    await a.start("gen_1");
+    await a.succeed("gen_1");
+    await shared.inner.set("generation:gen_1:picture:0", "damaged", { ttlMs: 1_000 });
+    await expect(b.background.picture("gen_1", TENANT, 0)).rejects.toMatchObject({ code: "NOT_FOUND" });
+    expect((await b.background.picture("gen_1", TENANT, 1)).picture.data).toEqual(Buffer.from([2]));
+  });
+
   it("takes a damaged record for none", async () => {
     const { a, b, shared } = twoGateways();
     await a.start("gen_1");

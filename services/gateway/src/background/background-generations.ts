@@ -1,4 +1,4 @@
-import { type Clock, ServingError } from "@atelier/core";
+import { type Clock, ServingError, sha256 } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import type { Generations } from "../generations/generations.ts";
 import type { GenerationContext, Served } from "../generations/ports.ts";
@@ -34,7 +34,7 @@ export interface BackgroundOptions {
 }
 
 /** Without what a connection gives: nobody's leaving ends it. */
-export type BackgroundContext = Pick<GenerationContext, "caller" | "deadline" | "priority" | "cache">;
+export type BackgroundContext = Pick<GenerationContext, "caller" | "deadline" | "priority" | "cache" | "onStanding">;
 
 /** What is refused sooner is refused to the caller's face; what takes longer is told by the record. */
 const REFUSED_WITHIN_MS = 100;
@@ -164,7 +164,8 @@ export class BackgroundGenerations {
       );
     }
     const data = await this.#readPicture(id, index);
-    if (data === undefined) throw noSuchGeneration(id);
+    // Damaged is as good as forgotten.
+    if (data === undefined || sha256(data) !== picture.digest) throw noSuchGeneration(id);
     return { record, picture: { ...picture, data } };
   }
 

@@ -1,4 +1,4 @@
-import { ServingError } from "@atelier/core";
+import { ServingError, sha256 } from "@atelier/core";
 import { z } from "zod";
 import type { CacheOutcome, Served } from "../generations/ports.ts";
 import type { GeneratedPicture, GenerationReceipt, StageProgress } from "../image-request.ts";
@@ -28,7 +28,12 @@ export interface GenerationRecord {
 export interface GenerationResult {
   readonly receipt: GenerationReceipt;
   readonly outcome: CacheOutcome;
-  readonly pictures: readonly Omit<GeneratedPicture, "data">[];
+  readonly pictures: readonly RecordedPicture[];
+}
+
+export interface RecordedPicture extends Omit<GeneratedPicture, "data"> {
+  /** "sha256:..." of its bytes, which lie elsewhere. */
+  readonly digest: string;
 }
 
 export interface RecordedError {
@@ -47,7 +52,9 @@ export function resultOf({ generation, outcome }: Served): GenerationResult {
   return {
     receipt,
     outcome,
-    pictures: pictures.map(({ mediaType, width, height, seed }) => ({ mediaType, width, height, seed })),
+    pictures: pictures.map(({ data, mediaType, width, height, seed }) => {
+      return { mediaType, width, height, seed, digest: sha256(data) };
+    }),
   };
 }
 

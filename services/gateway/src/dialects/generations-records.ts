@@ -31,6 +31,7 @@ export const generationState = z
           width: z.int(),
           height: z.int(),
           seed: z.int(),
+          digest: z.string().describe("SHA-256 of the bytes."),
         }),
       )
       .optional()
@@ -74,12 +75,13 @@ export function stateToJson(record: GenerationRecord): GenerationState {
       },
     }),
     ...(result && {
-      images: result.pictures.map(({ mediaType, width, height, seed: own }, index) => ({
+      images: result.pictures.map(({ mediaType, width, height, seed: own, digest }, index) => ({
         url: `${self}/images/${index}`,
         media_type: mediaType,
         width,
         height,
         seed: own,
+        digest,
       })),
       receipt: receiptToJson({ generation: { receipt: result.receipt, pictures: [] }, outcome: result.outcome }),
     }),

@@ -82,6 +82,17 @@ describe("IdempotencyKeys", () => {
     await refused;
   });
 
+  it("lets no more wait than it may", async () => {
+    const { b, clock } = twoGateways({ waitingMax: 2 });
+    const work = workOf(await b.enter(request()));
+    const waiting = [b.enter(request()), b.enter(request())];
+    await turn();
+    await expect(b.enter(request())).rejects.toMatchObject({ status: 409, headers: { "retry-after": "1" } });
+    await work.finish(ANSWER);
+    await tick(clock, 200);
+    expect(await Promise.all(waiting)).toEqual([{ replay: ANSWER }, { replay: ANSWER }]);
+  });
+
   it("stops waiting for a caller who left", async () => {
     const { a, b } = twoGateways();
     await a.enter(request());
@@ -163,7 +174,7 @@ function request(changes: Partial<Parameters<IdempotencyKeys["enter"]>[0]> = {})
   return { tenant: "shop", key: "order-1", fingerprint: "a red mug", waitMs: 60_000, signal, ...changes };
 }
 
-function twoGateways() {
+function twoGateways({ waitingMax = 100 }: { waitingMax?: number } = {}) {
   const clock = new ManualClock(1);
   const notes: IdempotencyOutcome[] = [];
   const shared = new BreakableStore(new MemoryStore(clock));
@@ -178,6 +189,7 @@ function twoGateways() {
       clock: itsClock,
       own: new MemoryStore(clock),
       shared,
+      waitingMax,
       leaseMs: LEASE_MS,
       note: (outcome) => notes.push(outcome),
     });

@@ -9,6 +9,8 @@ export interface IdempotencyKeysOptions {
   readonly own: SharedStore;
   /** Where gateways keep them together; undefined: there are no others. */
   readonly shared: SharedStore | undefined;
+  /** Requests that wait at one time; one more is told at once that the first is in progress. */
+  readonly waitingMax: number;
   /** How soon a key whose gateway died may be used by another. */
   readonly leaseMs: number;
   /** Told once for each request, and of each that the shared store was not there for. */
@@ -62,6 +64,7 @@ const KEPT_MS = 24 * 60 * 60 * 1_000;
  */
 export class IdempotencyKeys {
   readonly #options: IdempotencyKeysOptions;
+  #waiting = 0;
 
   constructor(options: IdempotencyKeysOptions) {
     this.#options = options;
@@ -110,8 +113,11 @@ export class IdempotencyKeys {
       const replay = await settled(store, keys, fingerprint);
       if (replay !== undefined) return { replay };
       if (await store.setIfAbsent(keys.lease, holder, { ttlMs: leaseMs })) break;
-      if (clock.nowMs() >= untilMs) throw stillBusy();
-      await pause(clock, POLL_MS, signal);
+      if (clock.nowMs() >= untilMs || this.#waiting >= this.#options.waitingMax) throw stillBusy();
+      this.#waiting += 1;
+      await pause(clock, POLL_MS, signal).finally(() => {
+        this.#waiting -= 1;
+      });
     }
     // At once: with a slow store all that follows may take longer than the lease.
     const lease = this.#renew(store, keys.lease, holder);

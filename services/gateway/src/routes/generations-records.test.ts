@@ -1,3 +1,4 @@
+import { sha256 } from "@atelier/core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type GenerationState, generationState } from "../dialects/generations-records.ts";
 import { FakeWorker, PICTURE } from "../testing/fake-worker.ts";
@@ -39,10 +40,11 @@ describe("POST /v1/generations with Prefer: respond-async", () => {
       model: "atelier-tiny",
       receipt: { seed: 7, cache: "bypass" },
     });
+    const digest = sha256(PICTURE);
     const url = (index: number) => `/v1/generations/${id}/images/${index}`;
     expect(state.images).toEqual([
-      { url: url(0), media_type: "image/webp", width: 512, height: 512, seed: 7 },
-      { url: url(1), media_type: "image/webp", width: 512, height: 512, seed: 8 },
+      { url: url(0), media_type: "image/webp", width: 512, height: 512, seed: 7, digest },
+      { url: url(1), media_type: "image/webp", width: 512, height: 512, seed: 8, digest },
     ]);
 
     const picture = await get(url(1));

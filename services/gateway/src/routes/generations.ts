@@ -1,10 +1,9 @@
-import { Deadline, newId } from "@atelier/core";
+import { newId } from "@atelier/core";
 import type { GatewayApp } from "../app.ts";
 import type { BackgroundGenerations } from "../background/background-generations.ts";
 import { dryRunQuery, isDryRun, orEstimate } from "../dialects/estimate.ts";
 import {
   draftFromGeneration,
-  type GenerationBody,
   generationBody,
   generationReply,
   generationToJson,
@@ -14,7 +13,7 @@ import { generationEvent } from "../dialects/generations-events.ts";
 import { generationState, stateToJson } from "../dialects/generations-records.ts";
 import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
-import { cacheUseOf, contextOf } from "../http/generation-edge.ts";
+import { contextOf } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
 import { prefersAsync } from "../http/prefer.ts";
 import { answerEstimate } from "./answer-estimate.ts";
@@ -37,18 +36,14 @@ export function generationsRoute(app: GatewayApp, options: GenerationsRouteOptio
       return answerEstimate(request, reply, { draft, priority: body.priority }, options);
     }
     const { kind, format } = chooseReply(request.headers.accept, body);
-    // A stream tells how it goes on, which is more than the preference asks for.
-    if (kind !== "events" && prefersAsync(request.headers["prefer"])) {
-      const seed = body.seed ?? request.keyedWork?.seed;
-      const record = await options.background.start(
-        { ...draftFromGeneration(body, { id, format }), seed },
-        { caller: request.caller, ...detachedContext(request.headers["cache-control"], body, options) },
-      );
-      const state = stateToJson(record);
-      return reply.code(202).headers({ location: state.links.self, "preference-applied": "respond-async" }).send(state);
-    }
     const draft = draftFromGeneration(body, { id, format });
     const context = contextOf(request, reply, { ...options, ...limitsFromBody(body) });
+    // A stream tells how it goes on, which is more than the preference asks for.
+    if (kind !== "events" && prefersAsync(request.headers["prefer"])) {
+      const seed = draft.seed ?? request.keyedWork?.seed;
+      const state = stateToJson(await options.background.start({ ...draft, seed }, context));
+      return reply.code(202).headers({ location: state.links.self, "preference-applied": "respond-async" }).send(state);
+    }
     return answerGeneration(
       request,
       reply,
@@ -56,17 +51,6 @@ export function generationsRoute(app: GatewayApp, options: GenerationsRouteOptio
       options,
     );
   });
-}
-
-/** What a request says that nobody waits for on its connection. */
-function detachedContext(
-  cacheControl: string | undefined,
-  body: GenerationBody,
-  { clock, requestTimeoutMs }: GenerationRouteOptions,
-) {
-  const { deadlineMs = requestTimeoutMs, priority, cache } = limitsFromBody(body);
-  const deadline = Deadline.after(clock, Math.min(deadlineMs, requestTimeoutMs));
-  return { deadline, priority, cache: { ...cacheUseOf(cacheControl), ...cache } };
 }
 
 const schema = {
