@@ -3,7 +3,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { natsServer, type Program, redisServer } from "./programs.ts";
+import { containerCommand, containerWith } from "./container.ts";
+import { natsServer, onPath, type Program, redisServer } from "./programs.ts";
 
 export class DaemonEnded extends Error {
   override readonly name = "DaemonEnded";
@@ -27,21 +28,26 @@ const OUTPUT_KEPT_CHARS = 4_000;
  * @throws NotToBeHad, DaemonEnded
  */
 export async function startRedisServer({ host, port }: { host: string; port: number }): Promise<Daemon> {
-  return startDaemon(
-    await redisServer(),
-    { host, port, greeting: { say: "PING\r\n", expect: "+PONG" } },
-    (at, folder) => [
-      ...["--bind", host, "--port", String(at), "--dir", folder, "--save", "", "--appendonly", "no"],
-      ...["--maxmemory", "512mb", "--maxmemory-policy", "volatile-lru"],
-    ],
-  );
+  const settings = ["--save", "", "--appendonly", "no", "--maxmemory", "512mb", "--maxmemory-policy", "volatile-lru"];
+  return startDaemon({
+    place: { host, port, greeting: { say: "PING\r\n", expect: "+PONG" } },
+    image: "redis:7",
+    program: { name: "redis-server", bring: redisServer },
+    // Only our own loopback is led into the container.
+    inside: { port: 6379, args: ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", ...settings] },
+    outside: (at, folder) => ["--bind", host, "--port", String(at), "--dir", folder, ...settings],
+  });
 }
 
 /** NATS with JetStream. @throws NotToBeHad, DaemonEnded */
 export async function startNatsServer({ host, port }: { host: string; port: number }): Promise<Daemon> {
-  return startDaemon(await natsServer(), { host, port, greeting: { say: "", expect: "INFO" } }, (at, folder) => [
-    ...["--addr", host, "--port", String(at), "--jetstream", "--store_dir", folder],
-  ]);
+  return startDaemon({
+    place: { host, port, greeting: { say: "", expect: "INFO" } },
+    image: "nats:2",
+    program: { name: "nats-server", bring: natsServer },
+    inside: { port: 4222, args: ["--jetstream"] },
+    outside: (at, folder) => ["--addr", host, "--port", String(at), "--jetstream", "--store_dir", folder],
+  });
 }
 
 interface Place {
@@ -52,17 +58,44 @@ interface Place {
   readonly greeting: { readonly say: string; readonly expect: string };
 }
 
-async function startDaemon(
-  program: Program,
-  { host, port, greeting }: Place,
-  argumentsFor: (port: number, folder: string) => readonly string[],
-): Promise<Daemon> {
-  const at = await portThatIsFree(host, port);
+interface DaemonParts {
+  readonly place: Place;
+  readonly image: string;
+  readonly program: { readonly name: string; readonly bring: () => Promise<Program> };
+  /** How it is started in a container. */
+  readonly inside: { readonly port: number; readonly args: readonly string[] };
+  /** Its arguments as a process of this machine. */
+  readonly outside: (port: number, folder: string) => readonly string[];
+}
+
+/** From PATH, else in a container, else brought here. */
+async function startDaemon({ place, image, program, inside, outside }: DaemonParts): Promise<Daemon> {
+  const { host, greeting } = place;
+  const at = await portThatIsFree(host, place.port);
+  const container = onPath(program.name) === undefined ? await containerWith(image) : undefined;
+  const brought = container === undefined ? await program.bring() : undefined;
   const folder = await mkdtemp(join(tmpdir(), "atelier-service-"));
-  const child = spawn(program.path, argumentsFor(at, folder), {
+  const command: Running["command"] =
+    container === undefined
+      ? [brought!.path, ...outside(at, folder)]
+      : containerCommand(container, { host, port: at, innerPort: inside.port, args: inside.args });
+  return run({ command, env: brought?.env ?? {}, at, host, greeting, folder });
+}
+
+interface Running {
+  readonly command: readonly [string, ...string[]];
+  readonly env: Readonly<Record<string, string>>;
+  readonly at: number;
+  readonly host: string;
+  readonly greeting: Place["greeting"];
+  readonly folder: string;
+}
+
+async function run({ command: [path, ...args], env, at, host, greeting, folder }: Running): Promise<Daemon> {
+  const child = spawn(path, args, {
     cwd: folder,
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...program.env },
+    env: { ...process.env, ...env },
   });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) {
@@ -83,10 +116,10 @@ async function startDaemon(
     over = true;
   });
   while (!(await answers({ host, port: at }, greeting))) {
-    if (over) throw new DaemonEnded(`${program.path} ${await ended}:\n${output.trim()}`);
+    if (over) throw new DaemonEnded(`${path} ${await ended}:\n${output.trim()}`);
     if (Date.now() > untilMs) {
       child.kill("SIGKILL");
-      throw new DaemonEnded(`${program.path} did not answer within ${START_MAX_MS / 1000} s:\n${output.trim()}`);
+      throw new DaemonEnded(`${path} did not answer within ${START_MAX_MS / 1000} s:\n${output.trim()}`);
     }
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
