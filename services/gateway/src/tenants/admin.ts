@@ -27,9 +27,13 @@ export interface IssuedKey {
 /** Changes to keys and tenants, each written to the log with who made it. Those of the configuration are not changed here. */
 export class KeyAdmin {
   readonly #options: KeyAdminOptions;
+  readonly #audit: Logger;
 
   constructor(options: KeyAdminOptions) {
     this.#options = options;
+    const { log } = options;
+    // Written where only warnings are, too.
+    this.#audit = log.child({ audit: true }, log.level === "silent" ? {} : { level: "info" });
   }
 
   async create(choices: KeyChoices, by: Caller): Promise<IssuedKey> {
@@ -132,7 +136,7 @@ export class KeyAdmin {
 
   /** This gateway knows at once; the store tells the others. */
   async #done(action: string, by: Caller, what: Record<string, unknown>): Promise<void> {
-    this.#options.log.info({ audit: true, by_key: by.keyId ?? "-", by_tenant: by.tenant, ...what }, action);
+    this.#audit.info({ by_key: by.keyId ?? "-", by_tenant: by.tenant, ...what }, action);
     await this.#options.directory.refresh();
   }
 }

@@ -23,7 +23,7 @@ export class KeyAuthenticator implements Authenticator {
     role: Role,
     scope: Scope = role === "user" ? "generate" : "admin",
   ): Promise<Caller> {
-    const caller = this.#directory.keysRequired ? this.#byKey(headers) : this.#local();
+    const caller = this.#directory.keysRequired ? this.#byKey(headers) : this.#local(headers);
     if (ROLES.indexOf(caller.role) < ROLES.indexOf(role)) {
       throw new ServingError("FORBIDDEN", `this asks for a key of role ${role}; this key's is ${caller.role}`);
     }
@@ -50,8 +50,13 @@ export class KeyAuthenticator implements Authenticator {
     return new ServingError("UNAUTHENTICATED", `the key atk_${keyId} expired while the request ran`);
   }
 
-  #local(): Caller {
-    return this.#directory.anonymousAdmin ? LOCAL_CALLER : { ...LOCAL_CALLER, role: "user" };
+  /**
+   * A page of anybody's can have its name resolve to 127.0.0.1 and then speak to us as to its own server (DNS rebinding);
+   * what the browser then says of the host is that name. Who comes by another than this machine's administers nothing.
+   */
+  #local({ host }: Headers): Caller {
+    const admin = this.#directory.anonymousAdmin && (host === undefined || LOCAL_HOST.test(String(host)));
+    return admin ? LOCAL_CALLER : { ...LOCAL_CALLER, role: "user" };
   }
 
   #byKey(headers: Headers): Caller {
@@ -107,6 +112,8 @@ export class KeyAuthenticator implements Authenticator {
     };
   }
 }
+
+const LOCAL_HOST = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/i;
 
 /** What both lists allow; null is all. */
 function both(a: readonly string[] | null, b: readonly string[] | null): ReadonlySet<string> | undefined {

@@ -34,6 +34,17 @@ describe("a gateway without keys", () => {
     expect((await ask("GET", "/v1/admin/keys", {})).status).toBe(200);
   });
 
+  it("lets nobody administer by another name than this machine's, as a web page does whose name leads here", async () => {
+    await start({});
+    const ask = (host: string) => gateway.app.inject({ url: "/v1/admin/keys", headers: { host } });
+    for (const host of ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "localhost"]) {
+      expect((await ask(host)).statusCode, host).toBe(200);
+    }
+    for (const host of ["shop.example:8080", "127.0.0.1.shop.example", "localhost.shop.example:80"]) {
+      expect((await ask(host)).statusCode, host).toBe(403);
+    }
+  });
+
   it.each(["0.0.0.0:0", "[::]:0", "10.1.2.3:80", "atelier.example:80"])("does not start on %s", async (listen) => {
     const starting = startGateway([worker.address], { ATELIER_LISTEN: listen });
     await expect(starting).rejects.toThrow(
