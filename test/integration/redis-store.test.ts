@@ -18,6 +18,16 @@ describeSharedStore("RedisStore on a cluster", async () => storesOn(await startR
 
 describeSharedStore("RedisStore on a master that sentinels name", async () => storesOn(await startRedisSentinels()));
 
+describeSharedStore("RedisStore on a cluster with TLS", async () => {
+  const cluster = await startRedisCluster({ tls: true });
+  return storesOn(cluster, { tls: cluster.files });
+});
+
+describeSharedStore("RedisStore on a master with TLS that sentinels with TLS name", async () => {
+  const group = await startRedisSentinels({ tls: true });
+  return storesOn(group, { tls: group.files });
+});
+
 async function storesOn(
   redis: { url: string; stop(): Promise<void> },
   options: Parameters<typeof openRedisLink>[1] = {},

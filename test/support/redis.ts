@@ -11,8 +11,8 @@ export interface RedisOptions {
   /** Further arguments, as `["--maxmemory", "2mb"]`. */
   readonly args?: readonly string[];
   readonly password?: string;
-  /** Speaks TLS only, and asks callers for a certificate. */
-  readonly tls?: boolean;
+  /** Speaks TLS only, and asks callers for a certificate; of this authority, where one is given. */
+  readonly tls?: boolean | TestAuthority;
 }
 
 /**
@@ -34,12 +34,13 @@ export class RedisProcess {
   #folder: string | undefined;
   #client: Redis | undefined;
   #files: CertificateFiles | undefined;
-  readonly #authority = new TestAuthority("Test authority of Redis");
+  readonly #authority: TestAuthority;
 
   constructor(program: Program, port: number, options: RedisOptions) {
     this.#program = program;
     this.port = port;
     this.#options = options;
+    this.#authority = options.tls instanceof TestAuthority ? options.tls : new TestAuthority();
   }
 
   /** As ATELIER_REDIS takes it. */
@@ -110,21 +111,30 @@ export interface RedisGroup {
   /** As ATELIER_REDIS takes it. */
   readonly url: string;
   readonly nodes: readonly RedisProcess[];
+  /** What a caller of servers with TLS needs. */
+  readonly files: CertificateFiles;
   /** Kills the master of `key` (any, where sentinels watch) and resolves when a replica has taken its place. */
   failOver(key: string): Promise<void>;
   stop(): Promise<void>;
 }
 
+export interface RedisGroupOptions {
+  /** Between all of them, and with callers. */
+  readonly tls?: boolean;
+}
+
 const REPLICATION = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"];
 
 /** Three masters and a replica of each. */
-export async function startRedisCluster(): Promise<RedisGroup> {
+export async function startRedisCluster({ tls = false }: RedisGroupOptions = {}): Promise<RedisGroup> {
   const program = await redisServer();
+  const security = tls ? { tls: new TestAuthority() } : {};
+  const secured = tls ? ["--tls-cluster", "yes", "--tls-replication", "yes"] : [];
   const ports = await freePorts(12);
   const nodes = ports.slice(0, 6).map((port, i) => {
     const args = ["--cluster-enabled", "yes", "--cluster-port", String(ports[6 + i]), "--cluster-node-timeout", "1000"];
     const partly = ["--cluster-require-full-coverage", "no"]; // one lost master takes only its own keys along
-    return new RedisProcess(program, port, { args: [...args, ...partly, ...REPLICATION] });
+    return new RedisProcess(program, port, { ...security, args: [...args, ...partly, ...secured, ...REPLICATION] });
   });
   const masters = nodes.slice(0, 3);
   await Promise.all(nodes.map((node) => node.start()));
@@ -153,8 +163,11 @@ export async function startRedisCluster(): Promise<RedisGroup> {
   await Promise.all(nodes.map((node) => node.until(() => settled(node), "the cluster is whole")));
 
   return {
-    url: `redis-cluster://${masters.map(({ port }) => `127.0.0.1:${port}`).join(",")}`,
+    url: `redis${tls ? "s" : ""}-cluster://${masters.map(({ port }) => `127.0.0.1:${port}`).join(",")}`,
     nodes,
+    get files() {
+      return nodes[0]!.files;
+    },
     failOver: async (key) => {
       const slot = Number(await nodes[0]!.client.cluster("KEYSLOT", key));
       const lost = Math.floor((slot * 3) / 16_384);
@@ -170,12 +183,16 @@ export async function startRedisCluster(): Promise<RedisGroup> {
 }
 
 /** A master, its replica, and three sentinels that watch them. */
-export async function startRedisSentinels(): Promise<RedisGroup> {
+export async function startRedisSentinels({ tls = false }: RedisGroupOptions = {}): Promise<RedisGroup> {
   const program = await redisServer();
+  const authority = tls ? new TestAuthority() : undefined;
+  const security = authority === undefined ? {} : { tls: authority };
+  const secured = tls ? ["--tls-replication", "yes"] : [];
   const ports = await freePorts(5);
-  const master = new RedisProcess(program, ports[0]!, { args: REPLICATION });
+  const master = new RedisProcess(program, ports[0]!, { ...security, args: [...secured, ...REPLICATION] });
   const replica = new RedisProcess(program, ports[1]!, {
-    args: ["--replicaof", "127.0.0.1", String(master.port), ...REPLICATION],
+    ...security,
+    args: ["--replicaof", "127.0.0.1", String(master.port), ...secured, ...REPLICATION],
   });
   await master.start();
   await replica.start();
@@ -184,7 +201,7 @@ export async function startRedisSentinels(): Promise<RedisGroup> {
     "it follows its master",
   );
   const sentinels = ports.slice(2).map((port) => {
-    return new RedisSentinel(program, port, [
+    return new RedisSentinel(program, port, authority, [
       `sentinel monitor ${GROUP} 127.0.0.1 ${master.port} 2`,
       `sentinel down-after-milliseconds ${GROUP} 500`,
       `sentinel failover-timeout ${GROUP} 3000`,
@@ -194,11 +211,14 @@ export async function startRedisSentinels(): Promise<RedisGroup> {
   await Promise.all(sentinels.map((sentinel) => sentinel.untilItKnows({ replicas: 1, sentinels: 2 })));
 
   return {
-    url: `redis-sentinel://${ports
+    url: `redis${tls ? "s" : ""}-sentinel://${ports
       .slice(2)
       .map((port) => `127.0.0.1:${port}`)
       .join(",")}/${GROUP}`,
     nodes: [master, replica],
+    get files() {
+      return master.files;
+    },
     failOver: async () => {
       await master.stop();
       await replica.until(() => isMaster(replica), "the replica takes over");
@@ -215,24 +235,29 @@ const GROUP = "main";
 class RedisSentinel {
   readonly #program: Program;
   readonly #port: number;
+  readonly #authority: TestAuthority | undefined;
   readonly #settings: readonly string[];
   #child: ChildProgram | undefined;
   #folder: string | undefined;
   #client: Redis | undefined;
 
-  constructor(program: Program, port: number, settings: readonly string[]) {
+  constructor(program: Program, port: number, authority: TestAuthority | undefined, settings: readonly string[]) {
     this.#program = program;
     this.#port = port;
+    this.#authority = authority;
     this.#settings = settings;
   }
 
   async start(): Promise<void> {
     this.#folder = await mkdtemp(join(tmpdir(), "atelier-sentinel-"));
     const file = join(this.#folder, "sentinel.conf");
-    const lines = [`bind 127.0.0.1`, `port ${this.#port}`, `dir ${this.#folder}`, ...this.#settings];
+    const tls = this.#authority && tlsArguments(writeCertificate(this.#folder, "sentinel", this.#authority));
+    const secured = [`port 0`, `tls-port ${this.#port}`, "tls-replication yes", ...configLines(tls ?? [])];
+    const ports = tls === undefined ? [`port ${this.#port}`] : secured;
+    const lines = ["bind 127.0.0.1", ...ports, `dir ${this.#folder}`, ...this.#settings];
     await writeFile(file, `${lines.join("\n")}\n`);
     this.#child = new ChildProgram(this.#program, [file, "--sentinel"], { cwd: this.#folder });
-    const client = connectTo(this.#port, undefined, undefined);
+    const client = connectTo(this.#port, undefined, this.#authority);
     this.#client = client;
     await this.#child.until(async () => client.status === "ready", "the sentinel answers");
   }
@@ -271,6 +296,11 @@ function connectTo(port: number, password: string | undefined, authority: TestAu
 
 function tlsArguments({ ca, cert, key }: CertificateFiles): string[] {
   return ["--tls-ca-cert-file", ca, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "yes"];
+}
+
+/** `["--name", "value"]` as lines of a configuration file. */
+function configLines(args: readonly string[]): string[] {
+  return args.flatMap((name, i) => (i % 2 === 0 ? [`${name.slice(2)} ${args[i + 1]}`] : []));
 }
 
 function present<T>(value: T | undefined): T {
