@@ -1,5 +1,5 @@
 import { ImageFormat, PriorityClass } from "@atelier/proto";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import { type GenerationReply, generationReply } from "../dialects/generations.ts";
 import { generationEvent } from "../dialects/generations-events.ts";
 import { FakeWorker, PICTURE } from "../testing/fake-worker.ts";
@@ -119,6 +119,44 @@ describe("POST /v1/generations", () => {
       headers: { "content-type": "application/json", ...headers },
       body: JSON.stringify(body),
     });
+});
+
+describe("what POST /v1/generations says of the caches", () => {
+  it("is minded: an earlier answer, made anew and kept, made anew and not kept", async () => {
+    const worker = await FakeWorker.start();
+    const gateway = await startGateway([worker.address], {
+      ATELIER_CACHE_SCOPE: "tenant",
+      ATELIER_CACHE_MIN_ASKS: "1",
+    });
+    onTestFinished(async () => {
+      await gateway.stop();
+      await worker.stop();
+    });
+    await gateway.until(allReady);
+    const outcome = async (body: object, headers: Record<string, string> = {}) => {
+      const response = await fetch(`${gateway.url}/v1/generations`, {
+        method: "POST",
+        headers: { "content-type": "application/json", ...headers },
+        body: JSON.stringify({ prompt: "a red mug", seed: 7, ...body }),
+      });
+      const { receipt } = (await response.json()) as GenerationReply;
+      expect(response.headers.get("x-atelier-cache")).toBe(receipt.cache);
+      const timed = response.headers
+        .get("server-timing")!
+        .split(", ")
+        .map((entry) => entry.split(";")[0]);
+      expect(timed.includes("denoise")).toBe(receipt.cache !== "hit");
+      return receipt.cache;
+    };
+    expect(await outcome({ cache: "off" })).toBe("bypass");
+    expect(await outcome({})).toBe("miss"); // the one before was not kept
+    expect(await outcome({})).toBe("hit");
+    expect(await outcome({ prompt: "new", cache: "refresh" })).toBe("bypass");
+    expect(await outcome({ prompt: "new", cache: "default" })).toBe("hit"); // the one before was kept
+    expect(await outcome({}, { "cache-control": "no-cache" })).toBe("bypass");
+    expect(await outcome({ cache: "default" }, { "cache-control": "no-cache" })).toBe("hit"); // the body counts
+    expect(worker.requests).toHaveLength(4);
+  });
 });
 
 async function refusal(response: Response) {
