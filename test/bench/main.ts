@@ -22,7 +22,10 @@ if (name === undefined || name === "--help" || name === "-h" || !benches.include
 const bench = await load(name);
 const result = await bench.run(readOptions(bench, rest));
 const { ratio, goal, ...figures } = result;
-console.log(`\nratio ${ratio}, goal ${goal}: ${ratio >= goal ? "reached" : "NOT reached"}`);
+const reached = result.less_is_better ? ratio <= goal : ratio >= goal;
+console.log(
+  `\nratio ${ratio}, goal ${goal}${result.less_is_better ? " or less" : ""}: ${reached ? "reached" : "NOT reached"}`,
+);
 console.log(JSON.stringify({ bench: name, ratio, goal, ...figures }));
 process.exit(0);
 

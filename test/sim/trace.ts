@@ -79,8 +79,8 @@ export interface SimRequest {
 export const ARRIVALS = ["poisson", "bursty"] as const;
 export type Arrivals = (typeof ARRIVALS)[number];
 
-/** Bursts: for a tenth of the time four times as many come as in the rest. */
-const BURST = { times: 4, shareOfTime: 0.1, lastsMs: 5_000 };
+/** Bursts: for a fifth of the time, some seconds each, twice as many come as in the rest. */
+const BURST = { times: 2, shareOfTime: 0.2, lastsMs: 5_000 };
 
 export interface TraceOptions {
   readonly seed: number;
@@ -110,15 +110,22 @@ export function drawTrace(options: TraceOptions): readonly SimRequest[] {
   });
 }
 
+type Picture = Pick<SimRequest, "model" | "width" | "height" | "steps" | "rows">;
+
 /** What a request takes on a worker of its own. */
-export function serviceMs(
-  request: Pick<SimRequest, "model" | "width" | "height" | "steps" | "rows">,
-  gpu: SimulatedGpu,
-): number {
-  const { model, steps, rows } = request;
+function serviceMs(request: Picture, gpu: SimulatedGpu): number {
+  const times = timesOf(request, gpu);
   const area = areaOf(request);
-  const times = new GpuTimes(gpu, model.family === "sdxl" ? "sdxl" : "sd15");
-  return times.textEncodeMs(2) + steps * times.stepMs({ area, rows }) + times.decodeMs({ area, pictures: 1 });
+  return times.textEncodeMs(2) + denoiseMs(request, gpu) + times.decodeMs({ area, pictures: 1 });
+}
+
+/** Of that, its steps. */
+export function denoiseMs(request: Picture, gpu: SimulatedGpu): number {
+  return request.steps * timesOf(request, gpu).stepMs({ area: areaOf(request), rows: request.rows });
+}
+
+function timesOf({ model }: Picture, gpu: SimulatedGpu): GpuTimes {
+  return new GpuTimes(gpu, model.family === "sdxl" ? "sdxl" : "sd15");
 }
 
 /** Latent places. */

@@ -12,10 +12,11 @@ export interface Bench {
 
 /** The last line of a bench, together with its name. */
 export interface BenchResult {
-  /** How we do against what we are held to or compared with; more is better. */
+  /** How we do against what we are held to or compared with; more is better, unless it says otherwise. */
   readonly ratio: number;
   /** The ratio aimed at. */
   readonly goal: number;
+  readonly less_is_better?: true;
   readonly [figure: string]: unknown;
 }
 
