@@ -6,10 +6,19 @@ import {
   Deadline,
   fromEnv,
   ManualClock,
+  newId,
   readConfig,
   ServingError,
   seededRandom,
 } from "./index.ts";
+
+describe("newId", () => {
+  it("is the prefix and 96 bits that no other id has", () => {
+    const ids = Array.from({ length: 1000 }, () => newId("gen"));
+    expect(new Set(ids).size).toBe(1000);
+    for (const id of ids) expect(id).toMatch(/^gen_[\w-]{16}$/);
+  });
+});
 
 describe("canonicalText", () => {
   it("gives one text for one meaning, whatever the order of keys and the spelling of accents", () => {

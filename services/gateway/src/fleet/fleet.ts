@@ -5,7 +5,14 @@ import { Outliers } from "./outliers.ts";
 import { NO_COSTS, StepCosts } from "./step-costs.ts";
 import type { WorkerClient } from "./worker-client.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
-import { type BacklogReport, backlogOf, type JobsPlaced, type PlacedWork, WorkerLoad } from "./worker-load.ts";
+import {
+  type BacklogReport,
+  backlogOf,
+  type JobsLeftMs,
+  type JobsPlaced,
+  type PlacedWork,
+  WorkerLoad,
+} from "./worker-load.ts";
 import { type ModelView, modelsFromState, type WorkerView } from "./worker-view.ts";
 import { WorkerWatch } from "./worker-watch.ts";
 
@@ -239,7 +246,12 @@ function viewOf(
   nowMs: number,
   returnsAtMs: number | undefined,
 ): WorkerView {
-  const jobsLeftMs = load.jobsLeftMs(nowMs);
+  // Most who look at a view do not look at its work.
+  let jobsLeftMs: JobsLeftMs | undefined;
+  const jobs = () => {
+    jobsLeftMs ??= load.jobsLeftMs(nowMs);
+    return jobsLeftMs;
+  };
   const notReadyReason =
     lostReason ?? (state?.draining ? "draining" : !state?.ready ? "warming up" : leftOutReason(returnsAtMs, nowMs));
   return {
@@ -252,8 +264,12 @@ function viewOf(
     notReadyReason,
     models,
     inFlight,
-    jobsLeftMs,
-    backlogMs: backlogOf(jobsLeftMs),
+    get jobsLeftMs() {
+      return jobs();
+    },
+    get backlogMs() {
+      return backlogOf(jobs());
+    },
     shortestFirst: state !== undefined && tellsJobs(state),
     requestsFree: Math.max(0, (state?.requestsFree ?? 0) - load.uncounted),
     costs,

@@ -72,5 +72,8 @@ export function serverTiming({ generation, outcome }: Pick<Served, "generation" 
 function onCallerGone(reply: FastifyReply, run: () => void): void {
   // It may have left while its body was read.
   if (reply.raw.closed) run();
-  else reply.raw.once("close", run);
+  else
+    reply.raw.once("close", () => {
+      if (!reply.raw.writableFinished) run(); // with its answer it has not gone, it is done
+    });
 }
