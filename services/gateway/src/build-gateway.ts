@@ -106,10 +106,9 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     cache: cache ?? withoutCache,
     admission: withoutAdmission,
     dispatcher: new Dispatcher({
+      ...world,
       placer,
       fleet,
-      clock,
-      random,
       limits: { ...config.dispatch, retriesMax: config.inFlightMax },
       checkpoints,
       metrics: metrics.dispatch,

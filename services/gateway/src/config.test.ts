@@ -36,6 +36,11 @@ describe("the gateway's configuration", () => {
     expect(config.listen).toEqual({ host: "::1", port: 0 });
   });
 
+  it("hedges not at all, by what it has learned, or at a multiple of the prediction", () => {
+    const hedge = (text?: string) => readGatewayConfig({ ...WORKERS, ATELIER_HEDGE: text }).dispatch.hedge;
+    expect([hedge(), hedge("off"), hedge("on"), hedge("2.5")]).toEqual(["off", "off", "learned", 2.5]);
+  });
+
   it("never drains for longer than a request may live, unless told to, which it refuses", () => {
     expect(readGatewayConfig({ ...WORKERS, ATELIER_REQUEST_TIMEOUT_MS: "5000" }).drainTimeoutMs).toBe(5_000);
     const contradiction = { ...WORKERS, ATELIER_REQUEST_TIMEOUT_MS: "5000", ATELIER_DRAIN_TIMEOUT_MS: "6000" };
@@ -56,6 +61,14 @@ describe("the gateway's configuration", () => {
       { ...WORKERS, ATELIER_GRPC_LISTEN: "50050" },
       /ATELIER_GRPC_LISTEN=50050: must be host:port/,
     ],
+    [
+      "hedges of half the prediction",
+      { ...WORKERS, ATELIER_HEDGE: "0.5" },
+      /ATELIER_HEDGE=0.5: must be off, on, or how/,
+    ],
+    ["hedges now and then", { ...WORKERS, ATELIER_HEDGE: "sometimes" }, /ATELIER_HEDGE=sometimes: must be off, on/],
+    ["more retries than requests", { ...WORKERS, ATELIER_RETRY_SHARE: "2" }, /ATELIER_RETRY_SHARE=2/],
+    ["no attempt at all", { ...WORKERS, ATELIER_ATTEMPTS_MAX: "0" }, /ATELIER_ATTEMPTS_MAX=0/],
     ["a port alone", { ...WORKERS, ATELIER_LISTEN: "8080" }, /ATELIER_LISTEN=8080: must be host:port/],
     [
       "a Redis that is not a URL",

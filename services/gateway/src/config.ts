@@ -222,12 +222,7 @@ const environment = z
     ATELIER_CHECKPOINT_EVERY_STEPS: fromEnv.integer({ min: 0, max: 1_000 }).optional(),
     // 2,000 pictures of 512x512 on their way.
     ATELIER_CHECKPOINT_BYTES_MAX: fromEnv.bytes().default(256 * 1024 * 1024),
-    ATELIER_HEDGE: z
-      .union([z.enum(["off", "on"]), z.coerce.number().min(1).max(100)], {
-        error: "must be off, on, or how many times as long as predicted (1 to 100)",
-      })
-      .default("off")
-      .transform((read) => (read === "on" ? ("learned" as const) : read)),
+    ATELIER_HEDGE: z.string().default("off").transform(hedge),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
   })
   .superRefine(checkRedis)
@@ -296,6 +291,15 @@ function checkRedis(
     const missing = read.ATELIER_REDIS_CERT === undefined ? "ATELIER_REDIS_CERT" : "ATELIER_REDIS_KEY";
     refuse(missing, "a certificate and its key go together");
   }
+}
+
+function hedge(text: string, context: z.RefinementCtx): "off" | "learned" | number {
+  if (text === "off") return text;
+  if (text === "on") return "learned";
+  const factor = Number(text);
+  if (factor >= 1 && factor <= 100) return factor;
+  context.addIssue({ code: "custom", message: "must be off, on, or how many times as long as predicted (1 to 100)" });
+  return z.NEVER;
 }
 
 function hostPort(limits: { portMin: number }) {

@@ -113,6 +113,7 @@ async function history(seed: number) {
     },
     checkpoints,
     metrics: createDispatchMetrics(registry, checkpoints),
+    log: { info: () => {} },
   });
   const log: string[] = [];
   const requests: Asked[] = [];

@@ -149,6 +149,15 @@ describe("a request whose worker is lost", () => {
     expect(await metric("atelier_gateway_retries_total")).toEqual({ WORKER_LOST: 2 });
   });
 
+  it("is told of in the log, and a caller's own mistake is not", async () => {
+    const { fleet, ask, log } = rig(["a", "b"]);
+    const answer = ask({ id: "req_7" });
+    (await fleet.calls(1))[0]!.fail("WORKER_LOST");
+    (await fleet.calls(2))[1]!.fail("INVALID_REQUEST");
+    await expect(answer).rejects.toMatchObject({ code: "INVALID_REQUEST" });
+    expect(log).toMatchObject([{ request: "req_7", worker: "a", code: "WORKER_LOST" }]);
+  });
+
   it("takes its other slices back when one of them fails for good", async () => {
     const { fleet, ask } = rig(["a", "b", "c"]);
     const answer = ask({ numImages: 3 });
@@ -563,7 +572,9 @@ function rig(
     },
     checkpoints,
     metrics: createDispatchMetrics(registry, checkpoints),
+    log: { info: (fields: object) => log.push(fields) },
   });
+  const log: object[] = [];
   const events: GenerationEvent[] = [];
   const passing: PassingLatent[] = [];
   const gone = new AbortController();
@@ -571,6 +582,7 @@ function rig(
     fleet,
     checkpoints,
     passing,
+    log,
     abort: (reason: ServingError) => gone.abort(reason),
     clock: {
       /** In small steps, as promises run between timers. */

@@ -1,4 +1,5 @@
 import { type Clock, newId, type Random, ServingError } from "@atelier/core";
+import type { Logger } from "@atelier/telemetry";
 import { backoffMs } from "../fleet/backoff.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { MakeLimits } from "../generations/ports.ts";
@@ -43,6 +44,7 @@ export interface DispatcherOptions {
   /** For states of half-finished pictures. */
   readonly checkpoints: ByteBudget;
   readonly metrics: DispatchMetrics;
+  readonly log: Pick<Logger, "info">;
 }
 
 /** What a slice's attempts so far have come to. */
@@ -240,7 +242,7 @@ export class Dispatcher {
   }
 
   #call(slice: Slice, placement: Placement, { request, limits, gathering }: Making): Call {
-    const { clock, fleet, limits: own, metrics } = this.#options;
+    const { clock, fleet, limits: own, metrics, log } = this.#options;
     const { worker, client, predicted } = placement;
     const { model } = request;
     const maker = `${worker.models.get(model)?.digest}${worker.simulated ? " simulated" : ""}`;
@@ -299,6 +301,13 @@ export class Dispatcher {
       const explained = explain(failure ?? new ServingError("INTERNAL", missing), worker);
       metrics.attempts.inc({ outcome: stalled.signal.aborted ? "STALLED" : explained.code });
       placement.release(explained);
+      // What is the caller's to mend is told to the caller; this is for whoever looks after the workers.
+      if (explained.retryable) {
+        log.info(
+          { request: request.id, worker: worker.id, code: explained.code, why: explained.detail },
+          "call failed",
+        );
+      }
       return { error: explained, accepted };
     };
     const takenBack = (reason: unknown): Failed | undefined => {
