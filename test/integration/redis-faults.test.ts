@@ -1,7 +1,11 @@
+import { cpSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { RedisStore, type SharedStore, StoreUnavailable } from "@atelier/gateway/shared";
 import { FakeWorker } from "@atelier/gateway/testing";
 import { allReady, startGateway } from "@atelier/gateway/testing/start-gateway";
 import { describe, expect, it } from "vitest";
+import { TestAuthority, writeCertificate } from "../support/certificates.ts";
 import { atEnd, running, until } from "../support/ends.ts";
 import { type BadNetwork, badNetworkTo, relayTo, toxiproxyAtHand, toxiproxyTo } from "../support/network-fault.ts";
 import { type RedisProcess, startRedis } from "../support/redis.ts";
@@ -109,6 +113,30 @@ describe("a gateway's connection to Redis", () => {
     const stranger = await linkTo(secured.url, { tls: { cert, key } });
     expect(stranger.link.up).toBe(false);
     expect(stranger.logged.join()).toMatch(/certificate/);
+  });
+
+  it("takes up renewed certificates, of another authority too, with its next connection", async () => {
+    const redis = await running(startRedis({ tls: true }));
+    const folder = mkdtempSync(join(tmpdir(), "atelier-renewal-"));
+    atEnd(() => rmSync(folder, { recursive: true }));
+    const own = join(folder, "own");
+    cpSync(dirname(redis.files.ca), own, { recursive: true });
+    const tls = { ca: join(own, "redis-ca.pem"), cert: join(own, "redis-cert.pem"), key: join(own, "redis-key.pem") };
+    const { link, store } = await linkTo(redis.url, { tls });
+    await store.set("a", "1", LIFE);
+
+    const next = writeCertificate(folder, "next", new TestAuthority("The next authority"));
+    for (const name of ["ca", "cert", "key"] as const) cpSync(next[name], tls[name]);
+    const renewal = ["tls-ca-cert-file", next.ca, "tls-cert-file", next.cert, "tls-key-file", next.key];
+    await redis.client.call("CONFIG", "SET", ...renewal);
+    await redis.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes");
+    await until(async () => (await store.get("a").catch(() => undefined)) !== undefined);
+    expect(link.up).toBe(true);
+  });
+
+  it("does not open with certificate files that are not there", async () => {
+    const missing = linkTo("rediss://127.0.0.1:1", { tls: { ca: "/nowhere/ca.pem" } });
+    await expect(missing).rejects.toThrow("ATELIER_REDIS_CA=/nowhere/ca.pem: cannot be read (ENOENT)");
   });
 
   it("subscribes again after Redis was away, also to what was asked for meanwhile", async () => {

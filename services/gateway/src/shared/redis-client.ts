@@ -94,12 +94,29 @@ function reconnectMs(attempt: number, random: Random): number {
   return fullMs / 2 + random.next() * (fullMs / 2);
 }
 
+/**
+ * Read again for each new connection, so that renewed files are used from the next one on. Files that cannot be read by
+ * then leave it at what they held.
+ */
 function tlsOptions({ ca, cert, key }: RedisTls): ConnectionOptions {
-  return {
-    ...(ca === undefined ? {} : { ca: read("ATELIER_REDIS_CA", ca) }),
-    ...(cert === undefined ? {} : { cert: read("ATELIER_REDIS_CERT", cert) }),
-    ...(key === undefined ? {} : { key: read("ATELIER_REDIS_KEY", key) }),
+  const options: ConnectionOptions = {};
+  const add = (name: "ca" | "cert" | "key", variable: string, file: string | undefined) => {
+    if (file === undefined) return;
+    let content = read(variable, file);
+    const get = () => {
+      try {
+        content = read(variable, file);
+      } catch (error) {
+        if (!(error instanceof ConfigError)) throw error;
+      }
+      return content;
+    };
+    Object.defineProperty(options, name, { enumerable: true, get });
   };
+  add("ca", "ATELIER_REDIS_CA", ca);
+  add("cert", "ATELIER_REDIS_CERT", cert);
+  add("key", "ATELIER_REDIS_KEY", key);
+  return options;
 }
 
 function read(variable: string, file: string): Buffer {
