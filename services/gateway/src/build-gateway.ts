@@ -144,7 +144,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     authenticator: tenancy.authenticator,
     tenancy,
     cache,
-    estimator: new Estimator({ ...tenancy, generations, placer }),
+    estimator: new Estimator({ ...tenancy, generations, placer, cache }),
     idempotencyKeys,
     background,
     tlsFiles,

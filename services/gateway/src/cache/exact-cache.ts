@@ -39,6 +39,12 @@ export interface CacheRules {
   readonly leaseMs: number;
 }
 
+/** Results at hand, of those that a request may have: its seed's, or one of its variants. */
+export interface Peeked {
+  readonly kept: number;
+  readonly of: number;
+}
+
 type Context = GenerationContext & { readonly order: ServiceOrder };
 
 /** How long a result that is not kept is there for another gateway that waits for it. */
@@ -79,6 +85,24 @@ export class ExactCache implements ResultCache {
     return served;
   }
 
+  /** How many of the results that a request may have are at hand; undefined where none is kept of its like. Counts nothing. */
+  async peek(asked: CompleteRequest, tenant: string): Promise<Peeked | undefined> {
+    const about = this.#aboutOf(asked, tenant);
+    const { variants } = this.#options.config;
+    if (about === undefined || (asked.seed === undefined && variants === 0)) return undefined;
+    const seeds =
+      asked.seed === undefined
+        ? Array.from({ length: variants }, (_, i) => variantSeed(about.digest, i))
+        : [asked.seed];
+    const found = await Promise.all(
+      seeds.map(async (seed) => {
+        const { key } = wanted(about, seed);
+        return this.#options.memory.get(key) ?? (await this.#look(key));
+      }),
+    );
+    return { kept: found.filter((result) => result !== undefined).length, of: seeds.length };
+  }
+
   /** @throws ServingError OVERLOADED where other gateways cannot be told. */
   async purge(rule: PurgeRule): Promise<Purged> {
     const { memory, shared } = this.#options;
@@ -100,24 +124,29 @@ export class ExactCache implements ResultCache {
   }
 
   async #serve(asked: CompleteRequest, context: Context, make: Make): Promise<Served> {
-    const { config, modelDigest: digestOf } = this.#options;
+    const { config } = this.#options;
     const { read, store } = context.cache;
+    const about = this.#aboutOf(asked, context.caller.tenant);
+    if (about === undefined || (!read && !store)) return this.#makeAlone(asked, context, make);
+    if (!read) return this.#makeAndKeep(about, context, make);
+    if (asked.seed !== undefined) return this.#serveOne(wanted(about, asked.seed), context, make);
+    if (config.variants === 0) return this.#makeAlone(asked, context, make, "miss");
+    return this.#serveVariant(about, context, make);
+  }
+
+  /** Undefined where nothing is kept of its like. */
+  #aboutOf(asked: CompleteRequest, tenant: string): About | undefined {
+    const { config, modelDigest: digestOf } = this.#options;
     const modelDigest = digestOf(asked.model);
-    if (modelDigest === undefined || asked.startLatent !== undefined || (!read && !store)) {
-      return this.#makeAlone(asked, context, make);
-    }
-    const keeper = keeperOf(context.caller.tenant, config.scope);
+    if (modelDigest === undefined || asked.startLatent !== undefined) return undefined;
+    const keeper = keeperOf(tenant, config.scope);
     const subject: Subject = {
       keeper,
       model: asked.model,
       adapters: asked.adapters.map(({ name }) => name),
       prompt: asked.prompt.normalize("NFC"),
     };
-    const about = { asked, modelDigest, subject, digest: pictureDigest(asked, { modelDigest, keeper }) };
-    if (!read) return this.#makeAndKeep(about, context, make);
-    if (asked.seed !== undefined) return this.#serveOne(wanted(about, asked.seed), context, make);
-    if (config.variants === 0) return this.#makeAlone(asked, context, make, "miss");
-    return this.#serveVariant(about, context, make);
+    return { asked, modelDigest, subject, digest: pictureDigest(asked, { modelDigest, keeper }) };
   }
 
   /** What the caller wants neither read nor kept. */

@@ -40,6 +40,12 @@ export const estimateReply = z
       wait_ms: z.number().describe("Until its first step, as things are now."),
       device_seconds: z.number().describe("Of a whole device, for all of its pictures, made anew."),
     }),
+    cache: z
+      .object({ kept: z.int(), of: z.int() })
+      .nullable()
+      .describe(
+        "Results at hand, of those that the request may have: the one of its seed, or without a seed any of its variants, by chance. null where none is kept.",
+      ),
     cost: z.object({
       currency: z.string(),
       price_per_device_hour: z.number(),
@@ -54,7 +60,7 @@ export const orEstimate = <Reply extends z.ZodType>(reply: Reply) => z.union([re
 
 export type EstimateReply = z.infer<typeof estimateReply>;
 
-export function estimateToJson({ request, predicted, cost }: Estimate): EstimateReply {
+export function estimateToJson({ request, predicted, cache, cost }: Estimate): EstimateReply {
   return {
     dry_run: true,
     request: {
@@ -72,6 +78,7 @@ export function estimateToJson({ request, predicted, cost }: Estimate): Estimate
       loras: request.adapters.map(({ name, weight }) => ({ name, weight })),
     },
     predicted: { wait_ms: predicted.waitMs, device_seconds: predicted.workMs / 1000 },
+    cache: cache ?? null,
     cost: {
       currency: cost.currency,
       price_per_device_hour: cost.pricePerDeviceHour,

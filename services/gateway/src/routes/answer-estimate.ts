@@ -9,12 +9,12 @@ export interface Estimating extends Partial<Pick<GenerationContext, "priority">>
 }
 
 /** Answers with what the request would take and cost. */
-export function answerEstimate(
+export async function answerEstimate(
   { caller }: Pick<FastifyRequest, "caller">,
   reply: FastifyReply,
   { draft, priority }: Estimating,
   { estimator }: { readonly estimator: Estimator },
-): FastifyReply {
-  const estimate = estimator.estimate(draft, { caller, priority });
+): Promise<FastifyReply> {
+  const estimate = await estimator.estimate(draft, { caller, priority });
   return reply.type("application/json; charset=utf-8").send(estimateToJson(estimate));
 }

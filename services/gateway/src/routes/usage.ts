@@ -33,7 +33,10 @@ export function usageRoute(app: GatewayApp, { accounts, tariff, clock }: UsageRo
     const groups = readGroups(query.group_by);
     const rows = await orUnavailable(async () => {
       const tenants = tenant === ALL_TENANTS ? await accounts.tenants() : [tenant];
-      return (await Promise.all(tenants.map((one) => accounts.usage({ tenant: one, from, to })))).flat();
+      const found: UsageRow[] = [];
+      // One tenant after another: each is a question for every day.
+      for (const one of tenants) found.push(...(await accounts.usage({ tenant: one, from, to })));
+      return found;
     });
     return {
       tenant,

@@ -14,6 +14,7 @@ describe("POST /generate?dry_run=true", () => {
     gateway = await startGateway([worker.address], {
       ATELIER_KEYS: keysJson([user], tenants),
       ATELIER_CURRENCY: "EUR",
+      ATELIER_CACHE_SCOPE: "tenant",
     });
     await gateway.until(allReady);
   });
@@ -26,7 +27,8 @@ describe("POST /generate?dry_run=true", () => {
     for (let i = 0; i < 3; i++) {
       const { status, body } = await dryRun({ prompt: "a mug", num_images: 2 });
       expect(status).toBe(200);
-      const { predicted, cost, ...rest } = body;
+      const { predicted, cost, cache, ...rest } = body;
+      expect(cache).toMatchObject({ kept: 0 });
       expect(rest).toEqual({
         dry_run: true,
         request: {
@@ -55,6 +57,28 @@ describe("POST /generate?dry_run=true", () => {
     expect(usage).toMatchObject({ total: { requests: 0, images: 0, cost: 0, cost_per_image: null } });
   });
 
+  it("says whether the pictures are at hand", async () => {
+    const asked = { prompt: "a mug that is kept", seed: 5 };
+    expect((await dryRun(asked)).body.cache).toEqual({ kept: 0, of: 1 });
+    const mine = testKey({ tenant: "other" });
+    const other = await startGateway([worker.address], {
+      ATELIER_KEYS: keysJson([user, mine]),
+      ATELIER_CACHE_SCOPE: "tenant",
+      ATELIER_CACHE_MIN_ASKS: "1",
+    });
+    await other.until(allReady);
+    const on = (key: typeof user, query: string) =>
+      fetch(`${other.url}/generate${query}`, {
+        method: "POST",
+        headers: { ...bearer(key), "content-type": "application/json" },
+        body: JSON.stringify(asked),
+      }).then((response) => response.json() as Promise<{ cache: unknown }>);
+    await on(user, "");
+    expect((await on(user, "?dry_run=true")).cache).toEqual({ kept: 1, of: 1 });
+    expect((await on(mine, "?dry_run=true")).cache).toEqual({ kept: 0, of: 1 });
+    await other.stop();
+  });
+
   it("costs more with more steps", async () => {
     const [few, many] = await Promise.all([5, 50].map((steps) => dryRun({ prompt: "a mug", steps })));
     expect(many!.body.cost.amount).toBeGreaterThan(few!.body.cost.amount);
@@ -70,8 +94,9 @@ describe("POST /generate?dry_run=true", () => {
   });
 
   it.each(["dry_run=yes", "dry_run=", "dryrun=true"])("refuses ?%s", async (query) => {
+    const before = worker.requests.length;
     expect((await ask(query, { prompt: "x" })).status).toBe(400);
-    expect(worker.requests).toEqual([]);
+    expect(worker.requests).toHaveLength(before);
   });
 
   const dryRun = (body: object) => ask("dry_run=true", body);

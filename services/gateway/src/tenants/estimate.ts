@@ -1,3 +1,4 @@
+import type { ExactCache, Peeked } from "../cache/exact-cache.ts";
 import type { Caller } from "../caller.ts";
 import { withSeed } from "../complete-request.ts";
 import type { Generations } from "../generations/generations.ts";
@@ -13,6 +14,8 @@ export interface Estimate {
   /** With its defaults. */
   readonly request: CompleteRequest;
   readonly predicted: Prediction;
+  /** Undefined where no results are kept. */
+  readonly cache: Peeked | undefined;
   readonly cost: CostEstimate;
 }
 
@@ -27,6 +30,8 @@ export interface CostEstimate {
 export interface EstimatorOptions {
   readonly generations: Pick<Generations, "complete">;
   readonly placer: Pick<Placer, "predict">;
+  /** Undefined where no results are kept. */
+  readonly cache: Pick<ExactCache, "peek"> | undefined;
   readonly directory: Pick<TenantDirectory, "tenant">;
   readonly tariff: Tariff;
 }
@@ -39,13 +44,14 @@ export class Estimator {
     this.#options = options;
   }
 
-  /** @throws ServingError as the request itself would before it is made: its fields, its model, its rights, NO_WORKER. */
-  estimate(draft: ImageRequestDraft, context: Pick<GenerationContext, "caller" | "priority">): Estimate {
-    const { generations, placer } = this.#options;
+  /** Rejects with ServingError as the request itself would before it is made: its fields, its model, its rights, NO_WORKER. */
+  async estimate(draft: ImageRequestDraft, context: Pick<GenerationContext, "caller" | "priority">): Promise<Estimate> {
+    const { generations, placer, cache } = this.#options;
     const order = orderOf(context);
     const request = generations.complete(draft, context.caller);
     const predicted = placer.predict(withSeed(request, request.seed ?? 0), order);
-    return { request, predicted, cost: this.#cost(request, predicted, context.caller) };
+    const cost = this.#cost(request, predicted, context.caller);
+    return { request, predicted, cache: await cache?.peek(request, context.caller.tenant), cost };
   }
 
   #cost({ numImages }: CompleteRequest, { workMs }: Prediction, { tenant }: Caller): CostEstimate {
