@@ -53,6 +53,16 @@ export const receipt = z
       .describe(
         "By how much a prediction of the U-Net may depend on what shares its batch, as measured; 0: not at all.",
       ),
+    reused_steps: z
+      .int()
+      .optional()
+      .describe("Steps of each picture that were left out, since it began from a similar prompt's latent."),
+    device_ms: z
+      .number()
+      .optional()
+      .describe(
+        "Milliseconds of a whole device that the pictures took, as its worker says; of a cached one, in its making.",
+      ),
     times: z.object({
       queue_ms: milliseconds,
       text_encode_ms: milliseconds,
@@ -103,6 +113,8 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
     ...(from.attempts > 1 && { worker_ids: [...from.workerIds] }),
     ...(from.resumedAtSteps.length > 0 && { resumed_at_steps: [...from.resumedAtSteps] }),
     batch_difference: from.batchDifference,
+    ...(from.reusedSteps > 0 && { reused_steps: from.reusedSteps }),
+    ...(from.deviceMs !== undefined && { device_ms: from.deviceMs }),
     times: {
       queue_ms: times.queueMs,
       text_encode_ms: times.textEncodeMs,

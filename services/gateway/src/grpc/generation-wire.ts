@@ -133,6 +133,8 @@ function receiptToWire(receipt: GenerationReceipt): MessageInitShape<typeof Rece
     resumedAtSteps: [...receipt.resumedAtSteps],
     batchDifference: receipt.batchDifference,
     tiledDecode: receipt.tiledDecode,
+    reusedSteps: receipt.reusedSteps,
+    deviceMs: receipt.deviceMs ?? 0,
   };
 }
 
