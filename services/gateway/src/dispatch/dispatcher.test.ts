@@ -420,7 +420,7 @@ describe("hedging", () => {
     expect(events()).toEqual(["accepted 20", "denoise 8", "denoise 12", "denoise 12", "denoise 20"]);
     expect(await metric("atelier_gateway_hedges_total")).toEqual({ won: 1 });
     expect(await metric("atelier_gateway_attempts_total")).toEqual({ SUPERSEDED: 1, ok: 1 });
-    expect(fleet.released.toSorted()).toEqual(["a", "b"]);
+    expect(fleet.released.toSorted()).toEqual(["a CANCELLED", "b"]);
   });
 
   it("takes the second back where the straggler is first after all", async () => {

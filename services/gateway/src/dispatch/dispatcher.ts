@@ -1,4 +1,4 @@
-import { type Clock, newId, type Random, ServingError } from "@atelier/core";
+import { type Clock, newId, type Random, ServingError, toServingError } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { backoffMs } from "../fleet/backoff.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
@@ -314,7 +314,7 @@ export class Dispatcher {
       if (stalled.signal.aborted && reason === stalled.signal.reason) return settle(reason as ServingError);
       const superseded = cancelled.signal.aborted || reason === SUPERSEDED;
       metrics.attempts.inc({ outcome: superseded ? "SUPERSEDED" : "CANCELLED" });
-      placement.release();
+      placement.release(superseded ? SUPERSEDED : toServingError(reason)); // it says nothing of the worker, nor of its times
       if (cancelled.signal.aborted) return { error: SUPERSEDED, accepted };
       throw reason;
     };

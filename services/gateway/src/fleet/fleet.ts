@@ -87,17 +87,23 @@ export class Fleet {
     invariant(member !== undefined, `${address} was picked from this fleet's views`);
     const placed = member.load.place(work);
     member.inFlight += 1;
+    let begun = false;
     let released = false;
     return {
       client: member.client,
-      accepted: placed.accepted,
+      accepted: (report) => {
+        begun = true;
+        placed.accepted(report);
+      },
       release: (failure) => {
         if (released) return;
         released = true;
         placed.release();
         member.inFlight -= 1;
-        if (this.#members.get(address) === member) this.#outliers.ended(address, failure);
-        else if (member.inFlight === 0) member.client.close();
+        // One that was given back unused says nothing of the worker.
+        if (this.#members.get(address) === member && (begun || failure !== undefined))
+          this.#outliers.ended(address, failure);
+        if (this.#members.get(address) !== member && member.inFlight === 0) member.client.close();
       },
     };
   }

@@ -24,6 +24,8 @@ describe("FleetPlacer", () => {
   it("tells the fleet how a placement ended, and measures those that ended well", async () => {
     const { place, released, observed, clock } = placer([view("a")]);
     const [well, badly] = [await place(), await place()];
+    well.accepted(NOTHING);
+    badly.accepted(NOTHING);
     clock.advance(1200);
     const failure = new ServingError("WORKER_LOST", "reset");
     well.release();
@@ -31,6 +33,30 @@ describe("FleetPlacer", () => {
     badly.release(failure);
     expect(released).toEqual([undefined, undefined, failure]);
     expect(observed).toEqual(["placed a after 0", "placed a after 0", `ended ${well.predicted.finishMs} 1200`]);
+  });
+
+  it("learns what requests take beside their steps from those that had nothing to wait for, and predicts that too", async () => {
+    const { place, subject, clock } = placer([view("a")]);
+    const predict = () => subject.predict(imageRequest({ numImages: 2 }), { priority: "standard", tenant: "" });
+    const before = predict();
+    const placement = await place();
+    placement.accepted(NOTHING);
+    clock.advance(before.finishMs + 70);
+    placement.release();
+    expect(predict()).toEqual({ ...before, finishMs: before.finishMs + 70 });
+
+    const queued = placer([view("a", 5000)]);
+    const late = await queued.place();
+    late.accepted(NOTHING);
+    queued.clock.advance(60_000);
+    late.release();
+    expect(queued.subject.predict(imageRequest(), { priority: "standard", tenant: "" }).finishMs).toBeLessThan(7000);
+  });
+
+  it("learns nothing from a placement that is given back before anything was made of it", async () => {
+    const { place, observed } = placer([view("a")]);
+    (await place()).release();
+    expect(observed).toEqual(["placed a after 0"]);
   });
 
   describe("when no worker has room", () => {
@@ -104,6 +130,8 @@ describe("FleetPlacer", () => {
     await expect(place({ signal })).rejects.toThrow("CANCELLED");
   });
 });
+
+const NOTHING = { sequence: 1n, backlogMs: { interactive: 0, standard: 0, bulk: 0 } };
 
 /** Has so much to do before any request, in the order of arrival. */
 function view(address: string, aheadMs = 0, changes: Parameters<typeof workerView>[1] = {}): WorkerView {

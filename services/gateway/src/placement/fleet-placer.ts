@@ -5,6 +5,7 @@ import type { JobsPlaced } from "../fleet/worker-load.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { ServiceOrder } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
+import { AfterSteps } from "./after-steps.ts";
 import type { Balancer, Choice } from "./balancer.ts";
 import type { PlaceLimits, Placement, Placer, Prediction } from "./placer.ts";
 
@@ -38,6 +39,9 @@ export interface PlacerLimits {
   readonly waitingMax: number;
 }
 
+/** A request that waits no longer than this has the worker to itself, as good as. */
+const IDLE_WAIT_MAX_MS = 20;
+
 /**
  * Binds requests to workers where the balancer says, as late as pays: a request for which no worker has room soon waits
  * here, so that the worker that is free first gets it, whatever was thought of it before.
@@ -46,6 +50,7 @@ export class FleetPlacer implements Placer {
   readonly #options: FleetPlacerOptions;
   /** In the order of service. */
   readonly #waiting: Waiting[] = [];
+  readonly #afterSteps = new AfterSteps();
   #arrivals = 0;
 
   constructor(options: FleetPlacerOptions) {
@@ -59,7 +64,7 @@ export class FleetPlacer implements Placer {
 
   predict(image: ImageRequest, order: ServiceOrder): Prediction {
     const { fleet, balancer } = this.#options;
-    return balancer.pick(image, order, fleet.views()).predicted;
+    return this.#withRest(image, balancer.pick(image, order, fleet.views()).predicted);
   }
 
   place(image: ImageRequest, limits: PlaceLimits): Promise<Placement> {
@@ -130,23 +135,36 @@ export class FleetPlacer implements Placer {
     return predicted.waitMs <= this.#options.limits.windowMs && worker.requestsFree > 0;
   }
 
-  #bind({ worker, predicted }: Choice, { image, limits, askedAtMs }: Asked): Placement {
+  #withRest(image: ImageRequest, predicted: Prediction): Prediction {
+    return { ...predicted, finishMs: predicted.finishMs + this.#afterSteps.predictMs(image) };
+  }
+
+  #bind({ worker, predicted: toLastStep }: Choice, { image, limits, askedAtMs }: Asked): Placement {
     const { priority } = limits.order;
     const jobs = image.numImages;
+    const predicted = this.#withRest(image, toLastStep);
     const slot = this.#options.fleet.place(worker.address, { priority, jobs, msEach: predicted.workMs / jobs });
     const { clock, observer } = this.#options;
     const placedAtMs = clock.nowMs();
     observer?.placed(worker.address, placedAtMs - askedAtMs);
+    let begun = false;
     let over = false;
     return {
       worker,
       predicted,
       client: slot.client,
-      accepted: slot.accepted,
+      accepted: (report) => {
+        begun = true;
+        slot.accepted(report);
+      },
       release: (failure) => {
         slot.release(failure);
-        if (!over && failure === undefined) observer?.ended(predicted.finishMs, clock.nowMs() - placedAtMs);
+        if (over) return;
         over = true;
+        if (failure !== undefined || !begun) return;
+        const tookMs = clock.nowMs() - placedAtMs;
+        if (toLastStep.waitMs <= IDLE_WAIT_MAX_MS) this.#afterSteps.observe(image, tookMs - toLastStep.finishMs);
+        observer?.ended(predicted.finishMs, tookMs);
       },
     };
   }

@@ -24,7 +24,7 @@ export function createPlacementMetrics(registry: Registry, fleet: Pick<Fleet, "o
   });
   const ratio = new Histogram({
     name: "atelier_gateway_prediction_ratio",
-    help: "How long a placed request took, from its placement to its pictures, over what was predicted to its last step.",
+    help: "How long a placed request took, from its placement to its pictures, over what was predicted.",
     buckets: RATIO_BUCKETS,
     registers,
   });

@@ -11,7 +11,7 @@ export interface Prediction {
   readonly waitMs: number;
   /** Milliseconds of device time that the request itself takes, among others. */
   readonly workMs: number;
-  /** Milliseconds from now to its last step. */
+  /** Milliseconds from now until its pictures are here. */
   readonly finishMs: number;
 }
 
