@@ -43,7 +43,12 @@ export class GrpcServer {
   constructor(options: GrpcServerOptions) {
     const { service } = options;
     this.#options = options;
-    this.#server = new Server({ ...channelOptions, "grpc.max_receive_message_length": options.bodyMaxBytes });
+    this.#server = new Server({
+      ...channelOptions,
+      "grpc.max_receive_message_length": options.bodyMaxBytes,
+      // On one connection: far more than a caller has use for, as most of them would be refused.
+      "grpc.max_concurrent_streams": 1_000,
+    });
     this.#server.addService(serviceDefinition(Generation), {
       create: (call: CreateCall) => void this.#create(call),
       get: (
