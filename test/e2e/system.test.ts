@@ -80,6 +80,10 @@ describe("the whole system on one machine", () => {
     const again = await image({ prompt, negative_prompt, width, height, steps, guidance_scale, sampler, seed, model });
     expect(again.image).toBe(first.image);
     expect(again.receipt).toMatchObject({ embeddings_cached: true, batch_difference: 0 });
+    // A share of the device is no more than the time that it took.
+    const times = first.receipt["times"] as Record<"denoise_ms" | "image_decode_ms", number>;
+    expect(first.receipt["device_ms"]).toBeGreaterThan(0);
+    expect(first.receipt["device_ms"]).toBeLessThanOrEqual(times.denoise_ms + times.image_decode_ms + 1);
   });
 
   it("names the two passes of a picture above the model's own size", async () => {
