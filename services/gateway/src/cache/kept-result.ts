@@ -28,11 +28,14 @@ const HEADER_AT = MAGIC.length + DIGEST_BYTES + 4;
 
 /** Of what a result takes in memory beside its pictures. */
 const OVERHEAD_BYTES = 2_048;
+/** Bytes, and their base64 where anybody asked for JSON. */
+const BYTES_PER_BYTE = 1 + 4 / 3;
 
 export function sizeOf({ generation }: Pick<KeptResult, "generation">): number {
   const { prompt, negativePrompt } = generation.receipt;
   const texts = 2 * (prompt.length + negativePrompt.length);
-  return generation.pictures.reduce((sum, { data }) => sum + data.length, OVERHEAD_BYTES + texts);
+  const bytes = generation.pictures.reduce((sum, { data }) => sum + data.length, 0);
+  return Math.ceil(BYTES_PER_BYTE * bytes) + texts + OVERHEAD_BYTES;
 }
 
 /**

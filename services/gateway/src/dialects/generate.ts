@@ -1,6 +1,6 @@
 import { z } from "zod";
-import { asBuffer } from "../as-buffer.ts";
 import type { Served } from "../generations/ports.ts";
+import { base64Of } from "../http/pictures-json.ts";
 import { IMAGE_FORMATS, type ImageFormatName, type ImageRequestDraft } from "../image-request.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
 import { receipt, receiptToJson } from "./receipt.ts";
@@ -107,7 +107,7 @@ export function replyFromServed(served: Served): GenerateReply {
   const { request, generation } = served;
   const { pictures, receipt } = generation;
   const first = pictures[0]!;
-  const images = pictures.map(({ data }) => asBuffer(data).toString("base64"));
+  const images = pictures.map(({ data }) => base64Of(data));
   return {
     image: images[0]!,
     ...(images.length > 1 ? { images } : {}),

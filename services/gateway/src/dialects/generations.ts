@@ -1,7 +1,7 @@
 import { z } from "zod";
-import { asBuffer } from "../as-buffer.ts";
 import { PRIORITY_CLASSES } from "../caller.ts";
 import type { CacheUse, Served } from "../generations/ports.ts";
+import { base64Of } from "../http/pictures-json.ts";
 import type { ImageFormatName, ImageRequestDraft } from "../image-request.ts";
 import { draftFromBody, generateBody } from "./generate.ts";
 import { receipt, receiptToJson } from "./receipt.ts";
@@ -92,7 +92,7 @@ export function generationToJson(id: string, served: Served): GenerationReply {
     id,
     status: "succeeded",
     images: served.generation.pictures.map(({ data, mediaType, width, height, seed }) => ({
-      b64_json: asBuffer(data).toString("base64"),
+      b64_json: base64Of(data),
       media_type: mediaType,
       width,
       height,

@@ -130,6 +130,16 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
  * what proxies carry.
  */
 export function receiptForHeader(served: Pick<Served, "generation" | "outcome">): string | undefined {
+  const { generation, outcome } = served;
+  if (outcome !== "hit") return encodeReceipt(served);
+  if (!ofHits.has(generation)) ofHits.set(generation, encodeReceipt(served));
+  return ofHits.get(generation);
+}
+
+/** A result of the cache is asked for over and over, and its receipt is always the same. */
+const ofHits = new WeakMap<Served["generation"], string | undefined>();
+
+function encodeReceipt(served: Pick<Served, "generation" | "outcome">): string | undefined {
   const { prompt: _prompt, negative_prompt: _negativePrompt, ...rest } = receiptToJson(served);
   const text = Buffer.from(JSON.stringify(rest)).toString("base64url");
   return text.length <= RECEIPT_HEADER_BYTES_MAX ? text : undefined;

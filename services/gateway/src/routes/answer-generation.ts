@@ -7,6 +7,7 @@ import type { GenerationContext, Served } from "../generations/ports.ts";
 import type { ReplyKind } from "../http/choose-reply.ts";
 import type { ErrorReply } from "../http/error-reply.ts";
 import { describeServed, RECEIPT_HEADER } from "../http/generation-edge.ts";
+import { picturesJson } from "../http/pictures-json.ts";
 import type { ImageRequestDraft } from "../image-request.ts";
 import type { Estimator } from "../tenants/estimate.ts";
 import { sendEvents } from "./send-events.ts";
@@ -51,10 +52,12 @@ export async function answerGeneration(
   }
   const served = await generations.run(draft, context);
   describeServed(reply, served);
-  if (kind === "json") return reply.type("application/json; charset=utf-8").send(toJson(served));
-
+  const { pictures } = served.generation;
+  if (kind === "json") {
+    return reply.type("application/json; charset=utf-8").send(picturesJson(toJson(served), pictures));
+  }
   const receipt = receiptForHeader(served);
   if (receipt !== undefined) reply.header(RECEIPT_HEADER, receipt);
-  const { mediaType, data } = served.generation.pictures[0]!;
+  const { mediaType, data } = pictures[0]!;
   return reply.type(mediaType).send(asBuffer(data));
 }
