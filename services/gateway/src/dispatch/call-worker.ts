@@ -3,36 +3,37 @@ import type { GenerateRequestSchema, GenerateResponse } from "@atelier/proto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { WorkerClient } from "../fleet/worker-client.ts";
 
-/**
- * One call, from the request to the end of its stream. Resolves with how it failed, with nothing where the worker ended it
- * well; rejects with the reason of `signal`, which takes it back.
- */
+/** A call to a worker, from the request to the end of its stream. */
+export interface WorkerCall {
+  /** How it failed; nothing where the worker ended it well. Rejects with the signal's reason. */
+  readonly ended: Promise<ServingError | undefined>;
+  /** Ends it from this side, as failed for this reason. */
+  takeBack(why: ServingError): void;
+}
+
 export function callWorker(
   client: Pick<WorkerClient, "generate">,
   request: MessageInitShape<typeof GenerateRequestSchema>,
   limits: { deadlineAtMs: number; signal: AbortSignal; take: (message: GenerateResponse) => void },
-): Promise<ServingError | undefined> {
+): WorkerCall {
   const { deadlineAtMs, signal, take } = limits;
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) {
-      reject(signal.reason);
-      return;
-    }
-    const cancel = client.generate(
-      request,
-      { deadlineAtMs },
-      {
-        message: take,
-        end: (failure) => {
-          signal.removeEventListener("abort", abort);
-          resolve(failure);
-        },
-      },
-    );
-    const abort = () => {
+  if (signal.aborted) return { ended: Promise.reject(signal.reason), takeBack: () => {} };
+  const { promise: ended, resolve, reject } = Promise.withResolvers<ServingError | undefined>();
+  const over = (failure: ServingError | undefined) => {
+    signal.removeEventListener("abort", abort);
+    resolve(failure);
+  };
+  const cancel = client.generate(request, { deadlineAtMs }, { message: take, end: over });
+  const abort = () => {
+    cancel();
+    reject(signal.reason);
+  };
+  signal.addEventListener("abort", abort, { once: true });
+  return {
+    ended,
+    takeBack: (why) => {
       cancel();
-      reject(signal.reason);
-    };
-    signal.addEventListener("abort", abort, { once: true });
-  });
+      over(why);
+    },
+  };
 }

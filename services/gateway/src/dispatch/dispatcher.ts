@@ -1,22 +1,19 @@
-import { type Clock, newId, type Random, ServingError, toServingError } from "@atelier/core";
+import { type Clock, type Random, ServingError } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { backoffMs } from "../fleet/backoff.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { MakeLimits } from "../generations/ports.ts";
 import type { Generation, ImageRequest } from "../image-request.ts";
 import type { Placement, Placer } from "../placement/placer.ts";
-import { backlogFromWire, requestToWire } from "../wire.ts";
-import { allowedSilenceMs } from "./allowed-silence.ts";
+import { Attempt, type Failed, type Making, SUPERSEDED } from "./attempt.ts";
 import type { ByteBudget } from "./byte-budget.ts";
-import { callWorker } from "./call-worker.ts";
-import { checkpointInterval } from "./checkpoint-interval.ts";
 import type { DispatchMetrics } from "./dispatch-metrics.ts";
-import { explain, remedyFor } from "./failure.ts";
+import { remedyFor } from "./failure.ts";
 import { Gathering } from "./gathering.ts";
 import { RetryBudget } from "./retry-budget.ts";
+import { sleep } from "./sleep.ts";
 import type { Slice } from "./slice.ts";
 import { Slowness } from "./slowness.ts";
-import { StallWatch } from "./stall-watch.ts";
 
 export interface DispatchLimits {
   /** Calls that may fail before the failure is the caller's; a worker that leaves in order does not count. */
@@ -59,28 +56,6 @@ interface Tried {
   readonly giveUpAtMs: number | undefined;
 }
 
-/** How a call failed. */
-interface Failed {
-  readonly error: ServingError;
-  /** Its worker had taken it. */
-  readonly accepted: boolean;
-}
-
-/** A request on its way. */
-interface Making {
-  readonly request: ImageRequest;
-  readonly limits: MakeLimits;
-  readonly gathering: Gathering;
-}
-
-/** A call that runs, or ran. */
-interface Call {
-  readonly address: string;
-  /** Undefined: its slice is complete. Rejects with the reason of the request's signal. */
-  readonly failure: Promise<Failed | undefined>;
-  readonly cancel: (reason: ServingError) => void;
-}
-
 const NOTHING_TRIED: Tried = { failures: 0, last: undefined, avoid: new Set(), waits: 0, giveUpAtMs: undefined };
 /** Under this a second attempt costs more than the wait. */
 const HEDGE_AFTER_MIN_MS = 500;
@@ -115,8 +90,10 @@ export class Dispatcher {
       const steps = generation.receipt.resumedAtSteps.reduce((sum, step) => sum + step, 0);
       this.#options.metrics.resumedSteps.inc(steps);
       return generation;
-    } finally {
+    } catch (error) {
       ended.abort(SUPERSEDED);
+      throw error;
+    } finally {
       gathering.close();
     }
   }
@@ -182,38 +159,33 @@ export class Dispatcher {
     }
   }
 
-  /** One call, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
+  /** One attempt, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
   async #attempt(slice: Slice, placement: Placement, making: Making, avoid: Set<string>): Promise<Failed | undefined> {
-    const first = this.#call(slice, placement, making);
+    const { clock, metrics } = this.#options;
+    const startedAtMs = clock.nowMs();
+    const first = new Attempt(slice, placement, making, this.#options);
     const second = await this.#hedge(first, slice, placement, making, avoid);
-    if (second === undefined) return failureOf(first, avoid);
-
-    const { hedges } = this.#options.metrics;
-    const ended = await Promise.race([first, second].map((call) => call.failure.then(() => call)));
-    const other = ended === first ? second : first;
-    const failure = (await failureOf(ended, avoid)) && (await failureOf(other, avoid));
-    const won = (await ended.failure) === undefined ? ended : other;
-    if (won === ended) {
-      other.cancel(SUPERSEDED);
-      await other.failure;
+    const failed = second === undefined ? await failureOf(first, avoid) : await race(first, second, avoid, metrics);
+    // What goes on from a checkpoint is sooner done than a whole request is predicted to be.
+    if (failed === undefined && first.fromNoise) {
+      this.#slowness.took(clock.nowMs() - startedAtMs, placement.predicted.finishMs);
     }
-    hedges.inc({ outcome: failure === undefined && won === second ? "won" : "lost" });
-    return failure;
+    return failed;
   }
 
-  /** A second call beside `first` once that takes suspiciously long; undefined where it ends before, or cannot be. */
+  /** A second attempt beside `first` once that takes suspiciously long; undefined where it ends before, or cannot be. */
   async #hedge(
-    first: Call,
+    first: Attempt,
     slice: Slice,
     { predicted, worker }: Placement,
     making: Making,
     avoid: ReadonlySet<string>,
-  ): Promise<Call | undefined> {
+  ): Promise<Attempt | undefined> {
     const { placer, clock, limits, metrics } = this.#options;
     if (limits.hedge === "off") return undefined;
     const ratio = limits.hedge === "learned" ? this.#slowness.stragglerRatio : limits.hedge;
     const over = new AbortController();
-    const ended = first.failure.then(
+    const ended = first.failed.then(
       () => over.abort(SUPERSEDED),
       () => over.abort(SUPERSEDED),
     );
@@ -238,122 +210,38 @@ export class Dispatcher {
       metrics.hedges.inc({ outcome: "no budget" });
       return undefined;
     }
-    return this.#call(slice, placement, making);
-  }
-
-  #call(slice: Slice, placement: Placement, { request, limits, gathering }: Making): Call {
-    const { clock, fleet, limits: own, metrics, log } = this.#options;
-    const { worker, client, predicted } = placement;
-    const { model } = request;
-    const maker = `${worker.models.get(model)?.digest}${worker.simulated ? " simulated" : ""}`;
-    const cancelled = new AbortController();
-    const stalled = new AbortController();
-    const startedAtMs = clock.nowMs();
-    const watch = new StallWatch(clock, {
-      floorMs: own.stallMs,
-      allowedMs: () => {
-        const view = fleet.views().find(({ address }) => address === worker.address);
-        return allowedSilenceMs(model, predicted, view, own.stallMs);
-      },
-      onStall: (silentMs) => {
-        const message = `nothing was heard of the request for ${Math.round(silentMs)} ms`;
-        stalled.abort(new ServingError("WORKER_LOST", message));
-      },
-    });
-    gathering.called(worker.id);
-    let accepted = false;
-    const worthMs = limits.onCheckpoint === undefined ? predicted.workMs : Number.POSITIVE_INFINITY;
-    const every = own.checkpointEvery ?? checkpointInterval(request, worthMs);
-    const resumeFrom = gathering.statesOf(slice, maker);
-    const call = callWorker(
-      client,
-      requestToWire(request, {
-        callId: newId(request.id),
-        order: limits.order,
-        slice,
-        checkpointEvery: every,
-        resumeFrom,
-      }),
-      {
-        deadlineAtMs: limits.deadline.atMs,
-        signal: AbortSignal.any([limits.signal, cancelled.signal, stalled.signal]),
-        take: (message) => {
-          watch.heard();
-          if (message.event.case === "accepted") {
-            accepted = true;
-            placement.accepted(backlogFromWire(message.event.value));
-          }
-          gathering.take(slice, maker, message);
-        },
-      },
-    );
-
-    const settle = (failure: ServingError | undefined): Failed | undefined => {
-      // A connection that breaks after the receipt came took nothing from the answer.
-      if (gathering.complete(slice)) {
-        // What goes on from a checkpoint is sooner done than a whole request is predicted to be.
-        if (resumeFrom.length === 0) this.#slowness.took(clock.nowMs() - startedAtMs, predicted.finishMs);
-        metrics.attempts.inc({ outcome: "ok" });
-        placement.release();
-        return undefined;
-      }
-      const missing = `worker ${worker.id} ended its answer with ${gathering.missingText(slice)}`;
-      const explained = explain(failure ?? new ServingError("INTERNAL", missing), worker);
-      metrics.attempts.inc({ outcome: stalled.signal.aborted ? "STALLED" : explained.code });
-      placement.release(explained);
-      // What is the caller's to mend is told to the caller; this is for whoever looks after the workers.
-      if (explained.retryable) {
-        log.info(
-          { request: request.id, worker: worker.id, code: explained.code, why: explained.detail },
-          "call failed",
-        );
-      }
-      return { error: explained, accepted };
-    };
-    const takenBack = (reason: unknown): Failed | undefined => {
-      if (stalled.signal.aborted && reason === stalled.signal.reason) return settle(reason as ServingError);
-      const superseded = cancelled.signal.aborted || reason === SUPERSEDED;
-      metrics.attempts.inc({ outcome: superseded ? "SUPERSEDED" : "CANCELLED" });
-      placement.release(superseded ? SUPERSEDED : toServingError(reason)); // it says nothing of the worker, nor of its times
-      if (cancelled.signal.aborted) return { error: SUPERSEDED, accepted };
-      throw reason;
-    };
-    const failure = call.then(settle, takenBack).finally(() => watch.stop());
-    failure.catch(() => {}); // whoever waits for it hears of it; a call that lost the race may have nobody left
-    return { address: worker.address, failure, cancel: (reason) => cancelled.abort(reason) };
+    return new Attempt(slice, placement, making, this.#options);
   }
 }
 
-/** Ends what somebody else has finished. */
-const SUPERSEDED = new ServingError("CANCELLED", "the pictures came from another attempt");
+/** The first to complete the slice supersedes the other; undefined: one did. */
+async function race(
+  first: Attempt,
+  second: Attempt,
+  avoid: Set<string>,
+  { hedges }: Pick<DispatchMetrics, "hedges">,
+): Promise<Failed | undefined> {
+  const ended = await Promise.race([first, second].map((attempt) => attempt.failed.then(() => attempt)));
+  const other = ended === first ? second : first;
+  let winner = ended;
+  let failed = await failureOf(ended, avoid);
+  if (failed === undefined) other.supersede();
+  else {
+    winner = other;
+    failed = await failureOf(other, avoid);
+  }
+  hedges.inc({ outcome: failed === undefined && winner === second ? "won" : "lost" });
+  return failed;
+}
 
-async function failureOf(call: Call, avoid: Set<string>): Promise<Failed | undefined> {
-  const failure = await call.failure;
-  if (failure !== undefined) avoid.add(call.address);
-  return failure;
+async function failureOf(attempt: Attempt, avoid: Set<string>): Promise<Failed | undefined> {
+  const failed = await attempt.failed;
+  if (failed !== undefined) avoid.add(attempt.address);
+  return failed;
 }
 
 /** Nobody has room now, which may change; anything else is a failure. */
 function noneIfNobody(error: unknown): undefined {
   if (error instanceof ServingError && (error.code === "NO_WORKER" || error.code === "OVERLOADED")) return undefined;
   throw error;
-}
-
-/** Rejects with the signal's reason. */
-function sleep(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) {
-      reject(signal.reason);
-      return;
-    }
-    const abort = () => {
-      takeBack();
-      reject(signal.reason);
-    };
-    const takeBack = clock.after(ms, () => {
-      signal.removeEventListener("abort", abort);
-      resolve();
-    });
-    signal.addEventListener("abort", abort, { once: true });
-  });
 }
