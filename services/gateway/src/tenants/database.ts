@@ -3,6 +3,17 @@ import { createRequire } from "node:module";
 import { join } from "node:path";
 import type { DatabaseSync } from "node:sqlite";
 import { ConfigError } from "@atelier/core";
+import { StoreUnavailable } from "../shared/shared-store.ts";
+
+/** @throws StoreUnavailable where the database fails `use`, as on a full disk. */
+export function inDatabase<T>(use: () => T): T {
+  try {
+    return use();
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ERR_SQLITE_ERROR") throw error;
+    throw new StoreUnavailable(`the database: ${(error as Error).message}`, { cause: error });
+  }
+}
 
 /**
  * An embedded gateway's database: `gateway.sqlite` in `folder`, or in memory where there is none, and then gone with the

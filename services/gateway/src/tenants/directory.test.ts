@@ -76,6 +76,18 @@ describe("TenantDirectory", () => {
     expect(directory.tenantSource("shop")).toBe("file");
   });
 
+  it("outlives a disk that is full: a change is refused, and what is known stays", async () => {
+    const { directory, store, database, clock } = await known();
+    const key = testKey();
+    await store.addKey(recordOf(key));
+    await directory.refresh();
+    database.exec("PRAGMA query_only = ON");
+    await expect(store.addKey(recordOf(testKey()))).rejects.toThrow(StoreUnavailable);
+    directory.noteUsed(key.id);
+    await pass(clock, 30_000);
+    expect(directory.key(key.id)).toBeDefined();
+  });
+
   it("leaves out what is damaged in the store, and keeps the rest", async () => {
     const { directory, store, database } = await known();
     const key = testKey();

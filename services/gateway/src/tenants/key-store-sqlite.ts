@@ -1,5 +1,6 @@
 import type { DatabaseSync } from "node:sqlite";
 import type { Logger } from "@atelier/telemetry";
+import { inDatabase } from "./database.ts";
 import type { KeyStore } from "./key-store.ts";
 import { readStoredKeys, readStoredTenants, storedText } from "./stored-records.ts";
 
@@ -23,24 +24,27 @@ export function sqliteKeyStore(database: DatabaseSync, log: Logger): KeyStore {
     "INSERT INTO key_uses (id, at_ms) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET at_ms = max(at_ms, excluded.at_ms)",
   );
   return {
-    load: async () => ({
-      keys: readStoredKeys(
-        keys.all().map(({ record }) => record as string),
-        log,
-      ),
-      tenants: readStoredTenants(
-        tenants.all().map(({ settings }) => settings as string),
-        log,
-      ),
-    }),
-    addKey: async (key) => add.run(key.id, storedText(key)).changes === 1,
-    replaceKey: async (from, to) => replace.run(storedText(to), from.id, storedText(from)).changes === 1,
-    deleteKey: async (id) => remove.run(id).changes === 1,
-    putTenant: async (tenant) => void put.run(tenant.id, storedText(tenant)),
-    noteUsed: async (moments) => {
-      for (const [id, atMs] of moments) use.run(id, Math.floor(atMs));
-    },
-    lastUsed: async () => new Map(uses.all().map(({ id, at_ms }) => [id as string, at_ms as number])),
+    load: async () =>
+      inDatabase(() => ({
+        keys: readStoredKeys(
+          keys.all().map(({ record }) => record as string),
+          log,
+        ),
+        tenants: readStoredTenants(
+          tenants.all().map(({ settings }) => settings as string),
+          log,
+        ),
+      })),
+    addKey: async (key) => inDatabase(() => add.run(key.id, storedText(key)).changes === 1),
+    replaceKey: async (from, to) =>
+      inDatabase(() => replace.run(storedText(to), from.id, storedText(from)).changes === 1),
+    deleteKey: async (id) => inDatabase(() => remove.run(id).changes === 1),
+    putTenant: async (tenant) => void inDatabase(() => put.run(tenant.id, storedText(tenant))),
+    noteUsed: async (moments) =>
+      inDatabase(() => {
+        for (const [id, atMs] of moments) use.run(id, Math.floor(atMs));
+      }),
+    lastUsed: async () => inDatabase(() => new Map(uses.all().map(({ id, at_ms }) => [id as string, at_ms as number]))),
     onChange: () => () => {},
   };
 }

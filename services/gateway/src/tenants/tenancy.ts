@@ -104,7 +104,7 @@ function openState({ config, clock, log, redis }: TenancyOptions): TenancyState 
     return { store: redisKeyStore(redis, log), accounts, close: () => {} };
   }
   const database = openDatabase(config.tenancy.dataDir);
-  const accounts = new EmbeddedAccounts({ clock, book: new SqliteUsage(database) });
+  const accounts = new EmbeddedAccounts({ clock, log, book: new SqliteUsage(database) });
   return { store: sqliteKeyStore(database, log), accounts, close: () => database.close() };
 }
 

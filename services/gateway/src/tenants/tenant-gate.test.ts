@@ -118,7 +118,7 @@ async function tenancy({ key: fields = {}, others = [], tenants = [], predictMs 
   const directory = new TenantDirectory({ clock, log, configured: [configured], store, anonymous: "all" });
   await directory.start();
   const authenticator = new KeyAuthenticator({ directory, clock });
-  const accounts = new EmbeddedAccounts({ clock, book: new SqliteUsage(database) });
+  const accounts = new EmbeddedAccounts({ clock, log, book: new SqliteUsage(database) });
   const gate = new TenantGate({
     directory,
     authenticator,
