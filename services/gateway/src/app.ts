@@ -89,6 +89,8 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
     logController: new LogController({ disableRequestLogging: true }), // `observe` writes one line a request
     bodyLimit: options.bodyMaxBytes,
     requestTimeout: options.receiveTimeoutMs,
+    // Nothing is silent for longer but a caller that does not take its answer.
+    connectionTimeout: options.requestTimeoutMs + options.receiveTimeoutMs,
     genReqId: (raw) => requestIdOf(raw.headers),
     // While it stops, fastify's own 503 would not have our error body; InFlight refuses instead.
     return503OnClosing: false,

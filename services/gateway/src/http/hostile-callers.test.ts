@@ -1,4 +1,5 @@
 import { connect, type Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FakeWorker } from "../testing/fake-worker.ts";
 import { allReady, startGateway, type TestGateway } from "../testing/start-gateway.ts";
@@ -40,9 +41,28 @@ describe("callers that send slowly", () => {
     });
     worker.next({ kind: "answer", after });
     const waiting = picture("a mug");
-    await new Promise((resolve) => setTimeout(resolve, 900));
+    await sleep(900);
     finish();
     expect((await waiting).status).toBe(200);
+  });
+});
+
+describe("callers that never take their answer", () => {
+  it("are let go with it", async () => {
+    await open({ ATELIER_RECEIVE_TIMEOUT_MS: "300", ATELIER_REQUEST_TIMEOUT_MS: "2000" });
+    worker.usually = { kind: "answer", data: new Uint8Array(3_000_000) };
+    const connections = () =>
+      new Promise<number>((resolve) => gateway.app.server.getConnections((_error, count) => resolve(count)));
+    const greedy = Array.from({ length: 2 }, () => opened().pause());
+    for (const [i, socket] of greedy.entries()) {
+      const body = JSON.stringify({ prompt: `mug ${i}`, num_images: 4 });
+      socket.write(head(Buffer.byteLength(body)) + body);
+    }
+    while ((await connections()) < 2) await sleep(10);
+    while (worker.requests.length < 2) await sleep(10);
+    while ((await connections()) > 0) await sleep(10);
+    expect(gateway.inFlight.count).toBe(0);
+    expect((await picture("a mug")).status).toBe(200);
   });
 });
 
