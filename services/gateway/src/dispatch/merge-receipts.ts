@@ -3,8 +3,8 @@ import type { GenerationReceipt, ImageRequest, StageTimesMs } from "../image-req
 import { receiptFromWire } from "../wire.ts";
 
 /**
- * One receipt of all calls that ended well, as of one undisturbed call: the pictures' parameters are the request's, and
- * what was measured is the most of them, since they ran side by side. Calls that were lost have none.
+ * One receipt of all calls that ended well, as of one undisturbed call: the pictures' parameters are the request's, stages
+ * took as long as the longest, since they ran side by side, and device time is the sum. Calls that were lost have none.
  *
  * @throws ServingError INTERNAL when one is incomplete: it would not be enough to make the picture again.
  */
@@ -25,6 +25,7 @@ export function mergeReceipts(
     preemptions: receipts.reduce((sum, { preemptions }) => sum + preemptions, 0),
     reusedSteps: Math.max(...receipts.map(({ reusedSteps }) => reusedSteps)),
     batchDifference: Math.max(...receipts.map(({ batchDifference }) => batchDifference)),
+    deviceMs: sumOfKnown(receipts.map(({ deviceMs }) => deviceMs)),
     times: longest(receipts.map(({ times }) => times)),
     attempts: workerIds.length,
     workerIds,
@@ -40,4 +41,9 @@ function longest(all: readonly StageTimesMs[]): StageTimesMs {
     denoiseMs: most("denoiseMs"),
     imageDecodeMs: most("imageDecodeMs"),
   };
+}
+
+/** Undefined where a worker does not tell. */
+function sumOfKnown(all: readonly (number | undefined)[]): number | undefined {
+  return all.reduce((sum, each) => (sum === undefined || each === undefined ? undefined : sum + each), 0);
 }
