@@ -136,6 +136,8 @@ describe("GET /openapi.json", () => {
       "507",
     ]);
     expect(responses["503"]!.headers).toHaveProperty("retry-after");
+    for (const status of ["200", "429"]) expect(responses[status]!.headers).toHaveProperty("ratelimit");
+    expect(responses["400"]!.headers).not.toHaveProperty("ratelimit");
     for (const response of Object.values(responses)) expect(response.headers).toHaveProperty("x-atelier-request-id");
   });
 });

@@ -125,15 +125,28 @@ const FAILURES: Record<number, string> = {
   507: "The device has not enough memory for this request.",
 };
 
+const RATE_HEADERS = {
+  ratelimit: {
+    description: "How the tenant's rate limits stand, where it has any, as in draft-ietf-httpapi-ratelimit-headers.",
+    schema: { type: "string" },
+  },
+  "ratelimit-policy": { description: "What they are.", schema: { type: "string" } },
+};
+
 const completeDocument: SwaggerTransformObject = (document) => {
   const object = transformObject(document) as OpenApiObject;
   keepReferencedSchemas(object);
   for (const operation of Object.values(object.paths ?? {}).flatMap((path) => Object.values(path))) {
+    const limited = "429" in (operation.responses ?? {});
     for (const [status, response] of Object.entries(operation.responses ?? {})) {
       response.headers = {
         [REQUEST_ID_HEADER]: { description: "Names the request in our logs.", schema: { type: "string" } },
         ...(["409", "429", "503"].includes(status) && {
           "retry-after": { description: "Seconds.", schema: { type: "integer" } },
+        }),
+        ...(limited && (status === "429" || status.startsWith("2")) && RATE_HEADERS),
+        ...(status === "401" && {
+          "www-authenticate": { description: "Bearer.", schema: { type: "string" } },
         }),
       };
     }
