@@ -47,7 +47,7 @@ describe("a worker process that is killed", () => {
     const { workers, gateway } = await system(2);
     const whole = await undisturbed(gateway, LARGE);
     const followed = follow(gateway.url, LARGE);
-    await followed.stage("image_decode"); // takes some 300 ms at this size on one thread
+    await followed.stage("image_decode"); // takes about half a second at this size on one thread
     const chosen = await busyWorker(gateway, workers);
     await chosen.kill();
     const { image, receipt } = await followed.completed;
@@ -191,7 +191,7 @@ describe("when all workers are gone", () => {
 /** Small enough for one thread; long enough to be killed in. No request is served from what another one left. */
 const SMALL = { prompt: "a red mug", width: 128, height: 128, steps: 4, seed: 11, sampler: "dpmpp_2m" };
 const LONG = { ...SMALL, steps: 70, seed: 12, sampler: "euler_a" };
-const LARGE = { ...SMALL, width: 512, height: 512, steps: 4, seed: 13 };
+const LARGE = { ...SMALL, width: 640, height: 640, steps: 3, seed: 13 };
 const WORKER = { ATELIER_THREADS: "1", ATELIER_STEP_BATCH_MAX: "1" };
 /** With guidance. */
 const ROWS_PER_STEP = 2;
