@@ -94,6 +94,23 @@ describe("Fleet", () => {
     ]);
   });
 
+  it("takes a placement that was given back unused for no sign of a worker's health, one that was accepted for one", () => {
+    const { fleet, streams } = startFleet(["a:1", "b:1"]);
+    for (const stream of streams.values()) stream.message(state());
+    const fail = (times: number) => {
+      for (let i = 0; i < times; i++) fleet.place("a:1", WORK).release(new ServingError("INTERNAL", "again"));
+    };
+    fail(4);
+    const good = fleet.place("a:1", WORK);
+    good.accepted({ sequence: 2n });
+    good.release();
+    fail(4);
+    fleet.place("a:1", WORK).release();
+    expect(fleet.views()[0]?.ready).toBe(true);
+    fail(1);
+    expect(fleet.views()[0]?.ready).toBe(false);
+  });
+
   it("lets a worker that has left its directory finish what it is making", () => {
     const { fleet, tell, closed } = startFleet(["a:1", "b:1"]);
     const [first, second] = [fleet.place("a:1", WORK), fleet.place("a:1", WORK)];

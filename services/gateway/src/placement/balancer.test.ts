@@ -55,6 +55,8 @@ describe("Balancer", () => {
     expect(pick([busy, onDisk(500)])).toBe("disk");
     expect(pick([busy, loading(0.5)])).toBe("busy");
     expect(pick([busy, loading(0.98)])).toBe("loading");
+    expect(waitMs(onDisk(500))).toBe(500);
+    expect(waitMs({ ...onDisk(500), jobsLeftMs: busy.jobsLeftMs })).toBe(1100);
   });
 
   it("sends a request to the faster device as long as it finishes sooner there", () => {
