@@ -7,7 +7,7 @@ import { type Bench, count, type Goal, printGoals, printTable, round } from "./s
 const GPU = "a10";
 const POLICIES = ["random", "round robin", "least requests", "declared cost", "ours"] as const;
 /** How many requests a worker may have from the central queue: the best of these is what we are compared with. */
-const CENTRAL: Readonly<Record<Discipline, readonly number[]>> = { fifo: [1], steps: [1, 2, 4], batches: [2, 4, 8] };
+const CENTRAL: Readonly<Record<Discipline, readonly number[]>> = { fifo: [1], steps: [1, 2, 4], batches: [4, 8] };
 const FLEETS = [
   { workers: 16, gateways: 1 },
   { workers: 64, gateways: 4 },
