@@ -18,7 +18,7 @@ Starts Redis and NATS (with JetStream) on this machine until Ctrl-C, and prints 
   -h, --help         print this
 
 Each program is taken from PATH. Where it is not there: from the image redis:7 or nats:2, where docker or podman has it
-already; else redis-server is unpacked from the Debian package, and nats-server is built by Go, once, into
+already; else redis-server is unpacked from the Debian package, and nats-server is built by the Go on PATH, once, into
 ~/.cache/atelier (or the folder that ATELIER_CACHE names).
 Both listen on 127.0.0.1 only and ask for no password. What they hold goes when they stop.
 

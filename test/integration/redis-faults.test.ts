@@ -175,9 +175,9 @@ describe("a gateway whose Redis is down when it starts", () => {
   });
 });
 
-describe("Redis behind a bad network", () => {
+describe("Redis behind a bad network", async () => {
   const makers = [{ name: "the relay", make: relayTo }];
-  if (toxiproxyAtHand()) makers.push({ name: "toxiproxy", make: toxiproxyTo });
+  if (await toxiproxyAtHand()) makers.push({ name: "toxiproxy", make: toxiproxyTo });
 
   it.each(makers)("answers late by $name, is silent, is cut off, and is back each time", async ({ make }) => {
     const redis = await running(startRedis());

@@ -1,7 +1,8 @@
 import { createServer, type Server, Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import { onPath, type Program, toxiproxyServer } from "../../scripts/services/programs.ts";
+import { NotToBeHad } from "../../scripts/services/cache-folder.ts";
+import { type Program, toxiproxyServer } from "../../scripts/services/programs.ts";
 import { ChildProgram } from "./child-program.ts";
 import { freePorts } from "./free-ports.ts";
 
@@ -20,13 +21,20 @@ export interface BadNetwork {
   stop(): Promise<void>;
 }
 
-/** By toxiproxy where it can be had without Go being installed first, by a relay of our own elsewhere. */
+/** By toxiproxy where it can be had, by a relay of our own elsewhere. */
 export async function badNetworkTo(port: number): Promise<BadNetwork> {
-  return toxiproxyAtHand() ? toxiproxyTo(port) : relayTo(port);
+  return (await toxiproxyAtHand()) ? toxiproxyTo(port) : relayTo(port);
 }
 
-export function toxiproxyAtHand(): boolean {
-  return onPath("toxiproxy-server") !== undefined || onPath("go") !== undefined;
+/** False on a machine without it and without a Go that builds it. */
+export async function toxiproxyAtHand(): Promise<boolean> {
+  try {
+    await toxiproxyServer();
+    return true;
+  } catch (error) {
+    if (error instanceof NotToBeHad) return false;
+    throw error;
+  }
 }
 
 /** A toxiproxy process with one proxy. */
