@@ -83,9 +83,10 @@ describe("Balancer", () => {
     expect(predicted.workMs).toBeGreaterThan(0);
   });
 
-  it("draws among equals, each about as often", () => {
+  it("draws among those that are as good as equal, each about as often", () => {
     const balancer = new Balancer(seededRandom(1));
-    const fleet = [worker("a"), worker("b"), worker("busy", { standard: [5] })];
+    // A request of 400 ms: a tenth of it is 40.
+    const fleet = [worker("a"), worker("b", { inOrder: [30] }), worker("busy", { inOrder: [50] })];
     const picks = Array.from(
       { length: 1_000 },
       () => balancer.pick(imageRequest(), { priority: "standard" }, fleet).worker.address,

@@ -15,8 +15,13 @@ export interface Choice {
   readonly costMs: number;
 }
 
-/** Finishing within so many milliseconds of each other is finishing at the same time. */
+/**
+ * Finishing within so many milliseconds of each other, or within this share of the request's own work, is finishing at the
+ * same time: learned times differ by as much between equal workers, and every gateway would send all it has to the one that
+ * seems a hair faster.
+ */
 const TIE_MS = 1;
+const TIE_SHARE = 0.1;
 /**
  * What a request costs those whom it passes, against what it waits itself. More than 1, since whoever is passed once will
  * be passed again. The simulation's p99 slowdown is the same from 2 to 4, and a tenth worse at 1.
@@ -47,8 +52,9 @@ export class Balancer {
   /** @throws ServingError NO_WORKER naming what is missing. */
   pick(image: ImageRequest, order: Pick<ServiceOrder, "priority">, fleet: readonly WorkerView[]): Choice {
     const choices = this.choices(image, order, fleet);
-    const leastMs = Math.min(...choices.map(({ costMs }) => costMs));
-    const tied = choices.filter(({ costMs }) => costMs <= leastMs + TIE_MS);
+    const least = choices.reduce((best, each) => (each.costMs < best.costMs ? each : best));
+    const limitMs = least.costMs + Math.max(TIE_MS, TIE_SHARE * least.predicted.workMs);
+    const tied = choices.filter(({ costMs }) => costMs <= limitMs);
     return tied[Math.floor(this.#random.next() * tied.length)]!;
   }
 
