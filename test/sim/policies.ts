@@ -1,6 +1,5 @@
 import type { Random } from "@atelier/core";
 import {
-  type BacklogReport,
   Balancer,
   backlogOf,
   FleetPlacer,
@@ -20,7 +19,7 @@ import { areaOf, MODELS, type SimModel, type SimRequest } from "./trace.ts";
 export type Send = (
   request: SimRequest,
   worker: SimWorker,
-  heard: { accepted?: (report: BacklogReport) => void; finished?: () => void },
+  heard: { accepted?: (acceptance: { readonly sequence: bigint }) => void; finished?: () => void },
 ) => void;
 
 /** One gateway's way to choose workers. */

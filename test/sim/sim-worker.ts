@@ -124,8 +124,8 @@ export class SimWorker {
     return this.#backlog.totalMs;
   }
 
-  /** Takes a request and says what that makes of its backlog, as `Accepted` does. */
-  accept(request: SimRequest, finished: () => void): { sequence: bigint; backlogMs: BacklogMs } {
+  /** Takes a request, and numbers that among its states, as `Accepted` does. */
+  accept(request: SimRequest, finished: () => void): { readonly sequence: bigint } {
     invariant(!this.draining, `${this.name} drains and is sent nothing`);
     this.took.push(request.id);
     this.#inFlight += 1;
@@ -141,7 +141,7 @@ export class SimWorker {
       this.#text.run(this.#gpu(request.model).textEncodeMs(2), () => this.#enqueue(job)),
     );
     this.publisher.tookOn();
-    return { sequence: this.publisher.nextSequence(), backlogMs: this.#backlog.byClassMs };
+    return { sequence: this.publisher.nextSequence() };
   }
 
   #enqueue(job: Job): void {

@@ -1,6 +1,5 @@
 import { ServingError } from "@atelier/core";
 import {
-  type Accepted,
   type DenoiseState,
   type GeneratedImage,
   type GenerateRequestSchema,
@@ -11,7 +10,6 @@ import {
 } from "@atelier/proto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { PriorityClass as PriorityClassName } from "./caller.ts";
-import type { BacklogReport } from "./fleet/worker-load.ts";
 import type { PassingLatent, ServiceOrder } from "./generations/ports.ts";
 import type {
   GeneratedPicture,
@@ -63,20 +61,6 @@ export function requestToWire(
     checkpointEverySteps: checkpointEvery,
     previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant, tenantWeight: order.weight ?? 1 },
-  };
-}
-
-/** What an acceptance says of its worker; one that tells no classes is taken for busy with the most urgent. */
-export function backlogFromWire(accepted: Accepted): BacklogReport {
-  const { sequence, backlogMs, backlogInteractiveMs, backlogStandardMs, backlogBulkMs } = accepted;
-  const told = backlogInteractiveMs + backlogStandardMs + backlogBulkMs > 0;
-  return {
-    sequence,
-    backlogMs: {
-      interactive: told ? backlogInteractiveMs : backlogMs,
-      standard: backlogStandardMs,
-      bulk: backlogBulkMs,
-    },
   };
 }
 

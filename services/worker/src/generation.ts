@@ -2,7 +2,6 @@ import type { Deadline } from "@atelier/core";
 import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import type { HiresFix } from "./phases.ts";
 import type { EncodedImage } from "./stages/image-file.ts";
-import type { PriorityClass } from "./stages/order/service-order.ts";
 
 export type Stage = "text_encode" | "denoise" | "image_decode";
 
@@ -15,11 +14,7 @@ export interface GenerationCall {
 }
 
 export type GenerationEvent =
-  | {
-      readonly type: "accepted";
-      readonly backlogMs: Readonly<Record<PriorityClass, number>>;
-      readonly stepsTotal: number;
-    }
+  | { readonly type: "accepted"; readonly backlogMs: number; readonly stepsTotal: number }
   | {
       readonly type: "progress";
       readonly stage: Stage;

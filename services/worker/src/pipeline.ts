@@ -399,7 +399,7 @@ export class Pipeline {
     }
     this.#changed("took-on");
     const stepsTotal = parts.phases.steps * request.numImages;
-    call.onEvent({ type: "accepted", backlogMs: this.#backlog.byClassMs, stepsTotal });
+    call.onEvent({ type: "accepted", backlogMs: this.#backlog.totalMs, stepsTotal });
     return running;
   }
 

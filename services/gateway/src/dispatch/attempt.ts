@@ -5,7 +5,7 @@ import type { WorkerView } from "../fleet/worker-view.ts";
 import type { MakeLimits } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
 import type { Placement } from "../placement/placer.ts";
-import { backlogFromWire, requestToWire } from "../wire.ts";
+import { requestToWire } from "../wire.ts";
 import { allowedSilenceMs } from "./allowed-silence.ts";
 import { callWorker, type WorkerCall } from "./call-worker.ts";
 import { checkpointInterval } from "./checkpoint-interval.ts";
@@ -97,7 +97,7 @@ export class Attempt {
     this.#watch.heard();
     if (message.event.case === "accepted") {
       this.#accepted = true;
-      this.#placement.accepted(backlogFromWire(message.event.value));
+      this.#placement.accepted(message.event.value);
     }
     this.#making.gathering.take(this.#slice, this.#maker, message);
   }

@@ -25,7 +25,7 @@ export interface JobsPlaced {
 /** Work that was placed, to be told apart from what the worker reports. */
 export interface PlacedWork {
   /** The worker took it: every later report counts this work. */
-  accepted(report: Pick<BacklogReport, "sequence">): void;
+  accepted(acceptance: { readonly sequence: bigint }): void;
   /** It is over there. More than once is once. */
   release(): void;
 }

@@ -131,7 +131,7 @@ describe("FleetPlacer", () => {
   });
 });
 
-const NOTHING = { sequence: 1n, backlogMs: { interactive: 0, standard: 0, bulk: 0 } };
+const NOTHING = { sequence: 1n };
 
 /** Has so much to do before any request, in the order of arrival. */
 function view(address: string, aheadMs = 0, changes: Parameters<typeof workerView>[1] = {}): WorkerView {

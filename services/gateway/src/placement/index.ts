@@ -2,7 +2,6 @@
 export { NO_COSTS, StepCosts } from "../fleet/step-costs.ts";
 export {
   type BacklogMs,
-  type BacklogReport,
   backlogOf,
   type JobsLeftMs,
   type JobsPlaced,

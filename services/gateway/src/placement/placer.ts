@@ -1,6 +1,5 @@
 import type { Deadline } from "@atelier/core";
 import type { WorkerClient } from "../fleet/worker-client.ts";
-import type { BacklogReport } from "../fleet/worker-load.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { ServiceOrder } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
@@ -37,8 +36,8 @@ export interface Placement {
   readonly worker: WorkerView;
   readonly client: Pick<WorkerClient, "generate">;
   readonly predicted: Prediction;
-  /** The worker took it, and says how much it has to do with that. */
-  accepted(report: BacklogReport): void;
+  /** The worker took it: its states of a higher number count it. */
+  accepted(acceptance: { readonly sequence: bigint }): void;
   /** It is over there, well or not. More than once is once. */
   release(failure?: Error): void;
 }

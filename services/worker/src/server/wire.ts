@@ -166,15 +166,7 @@ export function wireAccepted(
   { backlogMs, stepsTotal }: Extract<GenerationEvent, { type: "accepted" }>,
   sequence: bigint,
 ): GenerateResponse {
-  const { interactive, standard, bulk } = backlogMs;
-  const value = {
-    backlogMs: interactive + standard + bulk,
-    stepsTotal,
-    sequence,
-    backlogInteractiveMs: interactive,
-    backlogStandardMs: standard,
-    backlogBulkMs: bulk,
-  };
+  const value = { backlogMs, stepsTotal, sequence };
   return create(GenerateResponseSchema, { event: { case: "accepted", value } });
 }
 
