@@ -2,6 +2,9 @@ import { hostname } from "node:os";
 import { type Clock, type InvariantError, newId, type Random } from "@atelier/core";
 import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
 import type { Logger } from "@atelier/telemetry";
+import { createAdmissionMetrics } from "./admission/admission-metrics.ts";
+import { BrownOut } from "./admission/brown-out.ts";
+import { DeviceAdmission } from "./admission/device-admission.ts";
 import { buildApp, type GatewayApp } from "./app.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
 import { openCache } from "./cache/open-cache.ts";
@@ -13,7 +16,7 @@ import { Fleet } from "./fleet/fleet.ts";
 import { WorkerClient } from "./fleet/worker-client.ts";
 import { joinedDirectory, staticDirectory, type WorkerDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
-import { withoutAdmission, withoutCache } from "./generations/without.ts";
+import { withoutCache } from "./generations/without.ts";
 import { GenerationService } from "./grpc/generation-service.ts";
 import { GrpcServer } from "./grpc/grpc-server.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
@@ -98,13 +101,21 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   });
   const cache =
     config.cache && openCache({ ...world, config: config.cache, fleet, store, redis, registry: metrics.registry });
+  const { waitMaxMs, brownOutAfterMs } = config.admission;
+  const brownOut = brownOutAfterMs === undefined ? undefined : new BrownOut({ clock, afterMs: brownOutAfterMs });
+  const admission = new DeviceAdmission({
+    placer,
+    waitMaxMs,
+    brownOut,
+    metrics: createAdmissionMetrics(metrics.registry, brownOut),
+  });
   const generations = new Generations({
     fleet,
     inFlight,
     metrics,
     tenantLimits: tenancy.gate,
     cache: cache ?? withoutCache,
-    admission: withoutAdmission,
+    admission,
     dispatcher: new Dispatcher({
       ...world,
       placer,

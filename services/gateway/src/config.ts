@@ -40,6 +40,7 @@ export interface GatewayConfig {
   readonly cache: CacheConfig | undefined;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
+  readonly admission: AdmissionConfig;
   readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly tenancy: TenancyConfig;
@@ -75,6 +76,14 @@ export interface DispatchConfig {
   readonly checkpointEvery: number | undefined;
   readonly checkpointBytesMax: number;
   readonly hedge: "off" | "learned" | number;
+}
+
+/** What is let in. */
+export interface AdmissionConfig {
+  /** Milliseconds of work that may lie before a request. */
+  readonly waitMaxMs: number;
+  /** Predicted wait from which requests are made with less; undefined: never. */
+  readonly brownOutAfterMs: number | undefined;
 }
 
 export interface HostPort {
@@ -119,6 +128,10 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
           })
         : undefined,
     leaseMs: read.ATELIER_LEASE_MS,
+    admission: Object.freeze({
+      waitMaxMs: read.ATELIER_WAIT_MAX_MS,
+      brownOutAfterMs: read.ATELIER_BROWN_OUT_AFTER_MS,
+    }),
     dispatch: Object.freeze({
       attemptsMax: read.ATELIER_ATTEMPTS_MAX,
       retryShare: read.ATELIER_RETRY_SHARE,
@@ -211,6 +224,9 @@ const environment = z
     ATELIER_GENERATIONS_KEPT_MS: fromEnv.integer({ min: 60_000, max: 30 * 86_400_000 }).default(3_600_000),
     // Renewed three times in its length: a pause of some seconds, as a long garbage collection, loses nothing.
     ATELIER_LEASE_MS: fromEnv.integer({ min: 300, max: 600_000 }).default(10_000),
+    // Half of the time that a request has by default: what waits longer has mostly been given up by its caller.
+    ATELIER_WAIT_MAX_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(60_000),
+    ATELIER_BROWN_OUT_AFTER_MS: fromEnv.integer({ min: 1, max: 3_600_000 }).optional(),
     // One for the worker, one for its successor, and one more where that is taken as well.
     ATELIER_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 10 }).default(3),
     // As Finagle's and Envoy's budgets: an outage adds a fifth of load at most.

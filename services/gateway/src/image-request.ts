@@ -37,6 +37,14 @@ export interface ImageRequest {
   readonly adapters: readonly AdapterUse[];
   /** Begins at a later step, from another generation's latent; absent: from noise. */
   readonly startLatent?: StartLatent | undefined;
+  /** What was asked, where an overloaded system makes it with less; absent: nothing was taken away. */
+  readonly reduced?: Reduced | undefined;
+}
+
+/** The steps and the sampler that the caller asked for, where the picture has others. */
+export interface Reduced {
+  readonly steps?: number;
+  readonly sampler?: SamplerName;
 }
 
 /** An adapter (LoRA) and how strongly it acts; 1 is as it was trained. */
@@ -61,7 +69,7 @@ export type CompleteRequest = Omit<ImageRequest, "seed"> & { readonly seed: numb
 /** A request as a dialect reads it: what the caller left open is undefined, for the model to fill in. */
 export type ImageRequestDraft = Omit<
   ImageRequest,
-  "model" | "guidanceScale" | "sampler" | "seed" | "initPicture" | "startLatent" | "adapters"
+  "model" | "guidanceScale" | "sampler" | "seed" | "initPicture" | "startLatent" | "adapters" | "reduced"
 > & {
   readonly adapters?: readonly AdapterUse[] | undefined;
   readonly model: string | undefined;

@@ -1,7 +1,7 @@
 import { ServingError, sha256 } from "@atelier/core";
 import { z } from "zod";
 import type { CacheOutcome, Served } from "../generations/ports.ts";
-import type { GeneratedPicture, GenerationReceipt, StageProgress } from "../image-request.ts";
+import type { GeneratedPicture, GenerationReceipt, Reduced, StageProgress } from "../image-request.ts";
 
 export const GENERATION_STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
 export type GenerationStatus = (typeof GENERATION_STATUSES)[number];
@@ -28,6 +28,7 @@ export interface GenerationRecord {
 export interface GenerationResult {
   readonly receipt: GenerationReceipt;
   readonly outcome: CacheOutcome;
+  readonly reduced?: Reduced | undefined;
   readonly pictures: readonly RecordedPicture[];
 }
 
@@ -47,11 +48,12 @@ export function hasEnded({ status }: Pick<GenerationRecord, "status">): boolean 
   return status !== "queued" && status !== "running";
 }
 
-export function resultOf({ generation, outcome }: Served): GenerationResult {
+export function resultOf({ request, generation, outcome }: Served): GenerationResult {
   const { receipt, pictures } = generation;
   return {
     receipt,
     outcome,
+    ...(request.reduced && { reduced: request.reduced }),
     pictures: pictures.map(({ data, mediaType, width, height, seed }) => {
       return { mediaType, width, height, seed, digest: sha256(data) };
     }),

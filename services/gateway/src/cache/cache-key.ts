@@ -28,8 +28,8 @@ export function keeperOf(tenant: string, scope: CacheScope): string {
  * same bytes, for the same people. Hex.
  */
 export function pictureDigest(asked: CompleteRequest, made: { modelDigest: string; keeper: string }): string {
-  // Who asks, how it is shown on the way and where it goes on from change no picture.
-  const { id: _id, previewEvery: _previews, startLatent: _start, seed: _seed, ...drawn } = asked;
+  // Who asks, how it is shown on the way, where it goes on from and what was asked at first change no picture.
+  const { id: _id, previewEvery: _previews, startLatent: _start, reduced: _reduced, seed: _seed, ...drawn } = asked;
   const { model, prompt, negativePrompt, width, height, steps, guidanceScale, sampler, numImages, ...more } = drawn;
   const { format, quality = null, initPicture, adapters, ...rest } = more;
   rest satisfies Record<string, never>; // a new field of requests has to be given its place here

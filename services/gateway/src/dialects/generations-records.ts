@@ -1,7 +1,12 @@
 import { z } from "zod";
-import { GENERATION_STATUSES, type GenerationRecord, hasEnded } from "../background/generation-record.ts";
+import {
+  GENERATION_STATUSES,
+  type GenerationRecord,
+  type GenerationResult,
+  hasEnded,
+} from "../background/generation-record.ts";
 import { STAGE_NAMES } from "../image-request.ts";
-import { receipt, receiptToJson } from "./receipt.ts";
+import { type Received, receipt, receiptToJson } from "./receipt.ts";
 
 /** What is to be read of a generation in the background. */
 export const generationState = z
@@ -83,7 +88,7 @@ export function stateToJson(record: GenerationRecord): GenerationState {
         seed: own,
         digest,
       })),
-      receipt: receiptToJson({ generation: { receipt: result.receipt, pictures: [] }, outcome: result.outcome }),
+      receipt: receiptToJson(receivedOf(result)),
     }),
     ...(error &&
       hasEnded(record) && {
@@ -91,4 +96,9 @@ export function stateToJson(record: GenerationRecord): GenerationState {
       }),
     links: { self },
   };
+}
+
+/** What a receipt tells, of a record. */
+export function receivedOf({ receipt, outcome, reduced }: GenerationResult): Received {
+  return { generation: { receipt, pictures: [] }, outcome, request: { reduced } };
 }

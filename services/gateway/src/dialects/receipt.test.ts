@@ -52,5 +52,5 @@ function made(changes: Partial<GenerationReceipt>) {
     times: { queueMs: 1, textEncodeMs: 2, denoiseMs: 3, imageDecodeMs: 4 },
     ...changes,
   };
-  return { generation: { receipt, pictures: [] }, outcome: "hit" as const };
+  return { generation: { receipt, pictures: [] }, outcome: "hit" as const, request: {} };
 }

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { CACHE_OUTCOMES, type Served } from "../generations/ports.ts";
+import type { ImageRequest } from "../image-request.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
 
 const milliseconds = z.number().describe("Milliseconds, waiting included.");
@@ -63,6 +64,12 @@ export const receipt = z
       .describe(
         "Milliseconds of a whole device that the pictures took, as its worker says; of a cached one, in its making.",
       ),
+    reduced: z
+      .object({ steps: z.int().optional(), sampler: z.enum(SAMPLER_NAMES).optional() })
+      .optional()
+      .describe(
+        "Present when the system was overloaded and made less of it: the steps and the sampler that were asked for.",
+      ),
     times: z.object({
       queue_ms: milliseconds,
       text_encode_ms: milliseconds,
@@ -74,8 +81,11 @@ export const receipt = z
 
 export type ReceiptJson = z.infer<typeof receipt>;
 
+/** As much of what was served as a receipt tells. */
+export type Received = Pick<Served, "generation" | "outcome"> & { readonly request: Pick<ImageRequest, "reduced"> };
+
 /** What a generation says of itself, and how this answer came by it. */
-export function receiptToJson({ generation, outcome }: Pick<Served, "generation" | "outcome">): ReceiptJson {
+export function receiptToJson({ generation, outcome, request }: Received): ReceiptJson {
   const from = generation.receipt;
   const { hiresFix, times } = from;
   return {
@@ -115,6 +125,7 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
     batch_difference: from.batchDifference,
     ...(from.reusedSteps > 0 && { reused_steps: from.reusedSteps }),
     ...(from.deviceMs !== undefined && { device_ms: from.deviceMs }),
+    ...(request.reduced && { reduced: request.reduced }),
     times: {
       queue_ms: times.queueMs,
       text_encode_ms: times.textEncodeMs,
@@ -129,9 +140,9 @@ export function receiptToJson({ generation, outcome }: Pick<Served, "generation"
  * prompts are left out: they may take 20 KB, and whoever asked has them. Undefined where even the rest is too long for
  * what proxies carry.
  */
-export function receiptForHeader(served: Pick<Served, "generation" | "outcome">): string | undefined {
-  const { generation, outcome } = served;
-  if (outcome !== "hit") return encodeReceipt(served);
+export function receiptForHeader(served: Received): string | undefined {
+  const { generation, outcome, request } = served;
+  if (outcome !== "hit" || request.reduced !== undefined) return encodeReceipt(served);
   if (!ofHits.has(generation)) ofHits.set(generation, encodeReceipt(served));
   return ofHits.get(generation);
 }
@@ -139,7 +150,7 @@ export function receiptForHeader(served: Pick<Served, "generation" | "outcome">)
 /** A result of the cache is asked for over and over, and its receipt is always the same. */
 const ofHits = new WeakMap<Served["generation"], string | undefined>();
 
-function encodeReceipt(served: Pick<Served, "generation" | "outcome">): string | undefined {
+function encodeReceipt(served: Received): string | undefined {
   const { prompt: _prompt, negative_prompt: _negativePrompt, ...rest } = receiptToJson(served);
   const text = Buffer.from(JSON.stringify(rest)).toString("base64url");
   return text.length <= RECEIPT_HEADER_BYTES_MAX ? text : undefined;

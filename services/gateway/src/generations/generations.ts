@@ -37,9 +37,9 @@ export class Generations {
 
   /** complete -> the tenant's limits -> cache and single-flight -> admission -> dispatch. Rejects with a ServingError. */
   async run(draft: ImageRequestDraft, context: GenerationContext): Promise<Served> {
-    const { inFlight, tenantLimits, cache, metrics } = this.#options;
+    const { inFlight, tenantLimits, cache, admission, metrics } = this.#options;
     const order = orderOf(context);
-    const asked = this.complete(draft, context.caller);
+    const asked = admission.adjust(this.complete(draft, context.caller), order);
 
     const place = inFlight.enter();
     try {
@@ -69,9 +69,8 @@ export class Generations {
    * @throws ServingError as completeRequest does, FORBIDDEN where it names a model or adapter that is not for the caller.
    */
   complete(draft: ImageRequestDraft, caller: Caller): CompleteRequest {
-    const { fleet, admission } = this.#options;
     checkAllowed(caller, draft);
-    return admission.adjust(completeRequest(draft, viewsFor(caller, fleet.views())));
+    return completeRequest(draft, viewsFor(caller, this.#options.fleet.views()));
   }
 
   async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {

@@ -107,8 +107,11 @@ export interface TenantTicket {
 /** Refuses at the door what would come too late. */
 export interface Admission {
   /** The request as it is taken in: with less asked of it where the system is overloaded and configured to do so. */
-  adjust(asked: CompleteRequest): CompleteRequest;
-  /** @throws ServingError OVERLOADED with a time to come back at. */
+  adjust(asked: CompleteRequest, order: ServiceOrder): CompleteRequest;
+  /**
+   * @throws ServingError OVERLOADED with a time to come back at, DEADLINE_EXCEEDED where not even an idle system would
+   * finish it in time.
+   */
   enter(image: ImageRequest, limits: Pick<MakeLimits, "order" | "deadline">): AdmissionTicket;
 }
 

@@ -1,6 +1,6 @@
 import { newSeed } from "@atelier/core";
 import { withSeed } from "../complete-request.ts";
-import type { Admission, ResultCache, TenantLimits } from "./ports.ts";
+import type { ResultCache } from "./ports.ts";
 
 /** Everything is made anew. */
 export const withoutCache: ResultCache = {
@@ -10,16 +10,3 @@ export const withoutCache: ResultCache = {
     return { request, generation, outcome: "bypass" };
   },
 };
-
-/** Nobody has limits of their own. */
-export const withoutTenantLimits: TenantLimits = {
-  enter: async () => ({ signal: NEVER, leave: () => {} }),
-};
-
-/** Everything is let in. */
-export const withoutAdmission: Admission = {
-  adjust: (asked) => asked,
-  enter: () => ({ leave: () => {} }),
-};
-
-const NEVER = new AbortController().signal;

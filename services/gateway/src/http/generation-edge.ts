@@ -8,6 +8,8 @@ import { rateHeaders } from "../tenants/rate-headers.ts";
 export const SEED_HEADER = "x-atelier-seed";
 export const CACHE_HEADER = "x-atelier-cache";
 export const SIMULATED_HEADER = "x-atelier-simulated";
+/** What an overloaded system took away: "steps=25->12, sampler=ddim->dpmpp_2m". */
+export const REDUCED_HEADER = "x-atelier-reduced";
 /** Beside a picture's own bytes: the receipt as JSON in base64url. */
 export const RECEIPT_HEADER = "x-atelier-receipt";
 
@@ -48,8 +50,16 @@ export function describeServed(reply: FastifyReply, served: Served): FastifyRepl
   const { request, generation, outcome } = served;
   reply.header(SEED_HEADER, String(request.seed)).header(CACHE_HEADER, outcome);
   reply.header("server-timing", serverTiming(served, reply.elapsedTime));
+  if (request.reduced !== undefined) reply.header(REDUCED_HEADER, describeReduced(request));
   if (generation.receipt.simulated) reply.header(SIMULATED_HEADER, "true");
   return reply;
+}
+
+function describeReduced({ reduced = {}, steps, sampler }: Served["request"]): string {
+  const made = { steps, sampler };
+  return Object.entries(reduced)
+    .map(([name, asked]) => `${name}=${asked}->${made[name as keyof typeof made]}`)
+    .join(", ");
 }
 
 /**

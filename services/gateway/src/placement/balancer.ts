@@ -71,6 +71,7 @@ export class Balancer {
       return model === undefined ? [] : [{ worker, model, ...timesOf(image, worker, model) }];
     });
     const guessMs = guessOf(holding, image);
+    const measured = holding.some(({ deviceMs }) => deviceMs !== undefined);
     const choices = holding.map(({ worker, model, deviceMs = guessMs, aloneMs = guessMs }) => {
       const loadMs = loadLeftMs(model);
       const { aheadMs, passedShare, allMs } = queueOf(worker, order, deviceMs / image.numImages);
@@ -78,7 +79,7 @@ export class Balancer {
       // Among others it costs its share of the batches; on an idle worker it cannot be faster than alone.
       const finishMs = Math.max(waitMs + deviceMs, loadMs + aloneMs);
       const costMs = finishMs + PASSED_WEIGHT * deviceMs * passedShare + BACKLOG_WEIGHT * allMs;
-      return { worker, predicted: { waitMs, workMs: deviceMs, finishMs }, costMs };
+      return { worker, predicted: { waitMs, workMs: deviceMs, finishMs, measured }, costMs };
     });
     const [first, ...rest] = choices;
     if (first !== undefined) return [first, ...rest];

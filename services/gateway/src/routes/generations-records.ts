@@ -5,7 +5,7 @@ import { asBuffer } from "../as-buffer.ts";
 import type { BackgroundGenerations } from "../background/background-generations.ts";
 import { hasEnded } from "../background/generation-record.ts";
 import { LISTED_MAX } from "../background/generation-store.ts";
-import { generationList, generationState, stateToJson } from "../dialects/generations-records.ts";
+import { generationList, generationState, receivedOf, stateToJson } from "../dialects/generations-records.ts";
 import { receiptForHeader } from "../dialects/receipt.ts";
 import { CACHE_HEADER, RECEIPT_HEADER, SEED_HEADER, SIMULATED_HEADER } from "../http/generation-edge.ts";
 import { errorResponses, sentAsBytes } from "../http/openapi.ts";
@@ -91,10 +91,11 @@ export function generationsRecordsRoutes(app: GatewayApp, { background, clock }:
   };
   app.get("/v1/generations/:id/images/:index", { schema: picture }, async ({ params, caller }, reply) => {
     const found = await background.picture(params.id, caller.tenant, params.index);
-    const { receipt, outcome } = found.record.result!;
+    const result = found.record.result!;
+    const { receipt, outcome } = result;
     reply.header(SEED_HEADER, String(found.picture.seed)).header(CACHE_HEADER, outcome);
     if (receipt.simulated) reply.header(SIMULATED_HEADER, "true");
-    const header = receiptForHeader({ generation: { receipt, pictures: [] }, outcome });
+    const header = receiptForHeader(receivedOf(result));
     if (header !== undefined) reply.header(RECEIPT_HEADER, header);
     const keptS = Math.max(0, Math.floor((found.record.expiresAtMs - clock.nowMs()) / 1_000));
     reply.header("cache-control", `private, max-age=${keptS}, immutable`);

@@ -34,7 +34,7 @@ export class ScriptedFleet implements Placer {
 
   constructor(addresses: readonly string[], { predictedMs }: { predictedMs: number }) {
     this.#views = new Map(addresses.map((address) => [address, workerView(address)]));
-    this.#predicted = { waitMs: 0, workMs: predictedMs, finishMs: predictedMs };
+    this.#predicted = { waitMs: 0, workMs: predictedMs, finishMs: predictedMs, measured: true };
   }
 
   views(): readonly WorkerView[] {
