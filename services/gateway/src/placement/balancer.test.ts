@@ -70,7 +70,7 @@ describe("Balancer", () => {
   it("says how long a request will wait, how much work it is, and when it is finished", () => {
     const fleet = [worker("a", { standard: [300] })];
     const { predicted } = new Balancer(seededRandom(1)).pick(imageRequest(), { priority: "standard" }, fleet);
-    expect(predicted).toEqual({ waitMs: 300, workMs: 400, finishMs: 700 });
+    expect(predicted).toEqual({ waitMs: 300, workMs: 400, finishMs: 700, measured: true });
   });
 
   it("takes a worker that has not run the model yet for as fast as the others", () => {

@@ -259,6 +259,6 @@ export function fakeModel(id = "atelier-tiny") {
       guidanceScale: 2.5,
       sampler: Sampler.DPMPP_2M,
     },
-    stepMs: 10,
+    stepMs: 0.01, // it draws nothing
   };
 }
