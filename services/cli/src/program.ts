@@ -8,6 +8,7 @@ import { listModels } from "./commands/list-models.ts";
 import { type TrainerToolOptions, trainerTool } from "./commands/trainer-tool.ts";
 import { up } from "./commands/up.ts";
 import { examples } from "./examples.ts";
+import { addCache } from "./program-cache.ts";
 import { addTenancy, keyOption, urlOption } from "./program-tenants.ts";
 import type { ServiceEntries } from "./system/local-system.ts";
 
@@ -56,6 +57,7 @@ function createProgram(options: ProgramOptions, finish: (exitCode: number) => vo
   addGenerate(program, options, finish);
   addModels(program, options, finish);
   addTenancy(program, options);
+  addCache(program, options);
   return program;
 }
 

@@ -166,6 +166,7 @@ describe("ExactCache", () => {
     expect(world.makings).toHaveLength(2);
     world.makings[0]!.finish();
     expect((await before).outcome).toBe(MISS);
+    expect(await world.cache.size()).toMatchObject({ memory: { results: 0 } });
     world.makings[1]!.finish();
     expect((await after).outcome).toBe(MISS);
     expect((await world.serve({ seed: 7 })).outcome).toBe(HIT);
@@ -213,9 +214,9 @@ describe("requests without a seed", () => {
   });
 
   it("count as asks for one thing, whichever variant they draw", async () => {
-    const world = new CacheWorld({ minAsks: 2, variants: 2 });
-    await world.serve();
-    await world.serve();
+    const draws = [0, 0.5];
+    const world = new CacheWorld({ minAsks: 2, variants: 2, random: { next: () => draws.shift()! } });
+    expect((await world.serve()).seed).not.toBe((await world.serve()).seed);
     expect(await world.cache.size()).toMatchObject({ memory: { results: 1 } });
   });
 

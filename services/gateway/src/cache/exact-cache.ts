@@ -177,7 +177,7 @@ export class ExactCache implements ResultCache {
   }
 
   async #serveOne(want: Wanted, context: Context, make: Make): Promise<Served> {
-    const found = this.#options.memory.get(want.key) ?? (await this.#look(want.key));
+    const found = (await this.#atHand(want.key)) ?? (await this.#look(want.key));
     return found === undefined ? this.#fly(want, context, make) : hit(want, found);
   }
 
@@ -190,7 +190,7 @@ export class ExactCache implements ResultCache {
     const drawn = Math.floor(random.next() * config.variants);
     const variant = (offset: number) => wanted(about, variantSeed(about.digest, (drawn + offset) % config.variants));
     const first = variant(0);
-    const here = memory.get(first.key);
+    const here = await this.#atHand(first.key);
     if (here !== undefined) return hit(first, here);
 
     const inFlight = () => this.#airborne(first, context) !== undefined;
@@ -313,6 +313,16 @@ export class ExactCache implements ResultCache {
     const about = { subject: kept.subject, ttlMs: kept.untilMs - clock.nowMs() };
     const value = writeKept(want.key, kept);
     return (await orWithout(() => shared.results.set(want.key, value, about).then(() => true))) ?? false;
+  }
+
+  /**
+   * In memory; given with all else that came in this turn of the event loop. One request after another from its socket
+   * to its answer takes half as much again of the processor as all of a turn together, and the last waits far longer.
+   */
+  async #atHand(key: string): Promise<KeptResult | undefined> {
+    const kept = this.#options.memory.get(key);
+    if (kept !== undefined) await new Promise((resolve) => setImmediate(resolve));
+    return kept;
   }
 
   /** In Redis; what is found is at hand from then on. */
