@@ -20,7 +20,7 @@ import { type OpenLoop, openLoop } from "./support/open-loop.ts";
 const embeddedModel = join(import.meta.dirname, "../../deploy/models/atelier-tiny");
 const engineEntry = join(import.meta.dirname, "support/zero-engine.ts");
 /** So that step times are learned, connections open and code compiled. */
-const WARM_UP_S = 3;
+const WARM_UP_S = 6;
 const PIXELS = { width: 512, height: 512 };
 
 /**
