@@ -41,6 +41,7 @@ export interface SamplerPlan {
   readonly stepCount: number; // model evaluations
   readonly timesteps: Float32Array; // what the model is told at each step; fractional for some
   readonly initNoiseSigma: number; // the first latent is unit noise times this
+  readonly drawsNoise: boolean; // one latent of it at every step; the last step may do without
   /** What the model sees at `stepIndex`. May be `latent` itself: read it, do not write to it. */
   modelInput(latent: Float32Array, stepIndex: number): Float32Array;
   /** Takes one latent from noise level `stepIndex` to the next. Mutates nothing. */

@@ -44,6 +44,8 @@ export interface GenerationOutcome {
   readonly times: GenerationTimes;
   /** For each image that came from elsewhere: the step of the whole generation at which it went on here. */
   readonly resumedAtSteps: readonly number[];
+  /** Where the images began from another generation's latent: the steps that each left out, and that latent's digest. */
+  readonly reused: { readonly steps: number; readonly digest: string } | undefined;
 }
 
 /** Wall milliseconds from stage to stage; `queueMs` is how much of them passed in waiting for the first two stages. */

@@ -4,7 +4,7 @@ import type { GenerationOutcome } from "./generation.ts";
 import type { Claim } from "./model-shelf.ts";
 import type { PipelineObserver } from "./pipeline.ts";
 import type { Running } from "./running.ts";
-import type { Conditioning, JobSnapshot, StartImage } from "./stages/denoise-job.ts";
+import type { Conditioning, JobSnapshot, StartImage, StartLatent } from "./stages/denoise-job.ts";
 import { failureOf } from "./threads/messages.ts";
 import type { StageThreads } from "./threads/stage-threads.ts";
 
@@ -70,7 +70,7 @@ export class ImageMaker {
       },
       { signal },
     );
-    const start = await this.#encodeInitImage(running, signal);
+    const start = startLatentOf(running) ?? (await this.#encodeInitImage(running, signal));
     const encodedAtMs = this.#clock.nowMs();
     this.#observer?.embedded(text.embeddings);
     if (this.#leaving !== undefined) throw this.#notBegun(running, this.#leaving);
@@ -112,6 +112,7 @@ export class ImageMaker {
       deviceMs: done.reduce((sum, image) => sum + image.deviceMs, 0),
       times,
       resumedAtSteps: running.resumedAtSteps,
+      reused: request.startLatent && { steps: request.startLatent.stepIndex, digest: request.startLatent.digest },
     };
   }
 
@@ -129,7 +130,7 @@ export class ImageMaker {
   async #makeImage(
     running: Running,
     imageIndex: number,
-    { conditioning, start }: { conditioning: Conditioning; start: StartImage | undefined },
+    { conditioning, start }: { conditioning: Conditioning; start: StartImage | StartLatent | undefined },
     signal: AbortSignal,
   ) {
     const { request, call, model, phases } = running;
@@ -215,4 +216,8 @@ export class ImageMaker {
     };
     call.onEvent({ type: "checkpoint", imageIndex, image });
   }
+}
+
+function startLatentOf({ request: { startLatent } }: Running): StartLatent | undefined {
+  return startLatent && { latent: startLatent.latent, firstStep: startLatent.stepIndex };
 }

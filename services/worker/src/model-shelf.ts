@@ -106,6 +106,20 @@ export class ModelShelf {
     return this.#claim(entry, demand);
   }
 
+  /**
+   * Keeps a model that is resident where it is, for work that needs no memory to speak of. The result lets it go.
+   *
+   * @throws ServingError MODEL_NOT_FOUND; NO_WORKER where the model is not resident: nothing is loaded for it.
+   */
+  hold(id: string): () => void {
+    const entry = this.#entry(id);
+    if (entry.status !== "resident") {
+      throw new ServingError("NO_WORKER", `model "${id}" is not in memory here (${entry.status})`, { field: "model" });
+    }
+    entry.users += 1;
+    return () => this.#release(entry);
+  }
+
   /** Loads a model now, back-off or not, and resolves when it is resident. @throws ServingError as `claim` and `ready`. */
   async load(id: string, until: { readonly signal: AbortSignal; readonly deadline: Deadline }): Promise<void> {
     const entry = this.#entry(id);

@@ -14,7 +14,7 @@ export interface HiresFix {
 export interface Phases {
   /** Of the first pass. */
   readonly shape: LatentShape;
-  /** Step of the plan at which it starts: 0, but for image to image. */
+  /** Step of the plan at which it starts: 0, but for image to image and from another generation's latent. */
   readonly firstStep: number;
   readonly refine: RefinePhase | undefined;
   readonly hiresFix: HiresFix | undefined;
@@ -27,9 +27,12 @@ interface Size {
   readonly height: number;
 }
 
-/** An image to be made; `strength` where it starts from another, over 0 and up to 1. */
+/** An image to be made. */
 interface Wish extends Size {
+  /** Where it starts from another image: over 0 and up to 1. */
   readonly strength?: number | undefined;
+  /** Where it starts from another generation's latent: the first step to run, below the plan's count. */
+  readonly firstStep?: number | undefined;
 }
 
 /**
@@ -40,35 +43,35 @@ interface Wish extends Size {
  * @throws ServingError INVALID_REQUEST naming strength when it leaves no step to take.
  */
 export function planPhases(
-  { strength, ...size }: Wish,
+  { strength, firstStep = 0, ...size }: Wish,
   manifest: Pick<BundleManifest, "nativeSize" | "sizeMultiple" | "sizeMin" | "hiresFix">,
   plan: Pick<SamplerPlan, "stepCount" | "startIndex">,
   channels: number,
 ): Phases {
   const single = {
     shape: latentShape({ width: size.width, height: size.height, channels }),
-    firstStep: 0,
+    firstStep,
     refine: undefined,
     hiresFix: undefined,
-    steps: plan.stepCount,
+    steps: plan.stepCount - firstStep,
   };
   if (strength !== undefined) {
-    const firstStep = plan.startIndex(strength);
-    return { ...single, firstStep, steps: plan.stepCount - firstStep };
+    const joinedAt = plan.startIndex(strength);
+    return { ...single, firstStep: joinedAt, steps: plan.stepCount - joinedAt };
   }
   const { hiresFix } = manifest;
   if (hiresFix === undefined || size.width * size.height <= hiresFix.abovePixels) return single;
   const native = nativeSizeFor(size, manifest, hiresFix.latentScaleMax ?? Infinity);
   if (native.width === size.width && native.height === size.height) return single;
 
-  const firstStep = refineFrom(plan, hiresFix.strength);
+  const refineAt = refineFrom(plan, hiresFix.strength);
   const { upscale } = hiresFix;
   return {
     shape: latentShape({ ...native, channels }),
-    firstStep: 0,
-    refine: { shape: single.shape, upscale, firstStep },
+    firstStep,
+    refine: { shape: single.shape, upscale, firstStep: refineAt },
     hiresFix: { nativeWidth: native.width, nativeHeight: native.height, strength: hiresFix.strength, upscale },
-    steps: plan.stepCount + (plan.stepCount - firstStep),
+    steps: single.steps + (plan.stepCount - refineAt),
   };
 }
 

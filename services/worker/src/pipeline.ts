@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Clock, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
+import { type Clock, checkPromptText, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
 import { Backlog } from "./backlog.ts";
 import { BusyRatio } from "./busy-ratio.ts";
 import { type DeviceSpec, decoderSessions, deviceName, narrowLanesOf } from "./device/device.ts";
@@ -248,6 +248,29 @@ export class Pipeline {
     }
   }
 
+  /**
+   * What texts mean to a resident model: one vector of length 1 for each, in order. See `TextVectorStage`.
+   *
+   * @throws ServingError INVALID_REQUEST naming `texts` or one of them, MODEL_NOT_FOUND, NO_WORKER where the model is not
+   *   resident, OVERLOADED, DEADLINE_EXCEEDED, or the signal's reason.
+   */
+  async embedTexts(
+    model: string,
+    texts: readonly string[],
+    { signal, deadline }: Pick<GenerationCall, "signal" | "deadline">,
+  ): Promise<readonly Float32Array[]> {
+    checkTexts(texts);
+    deadline.check("embedding texts");
+    const letGo = this.#shelf.hold(model);
+    try {
+      const work = { model, texts, deadlineAtMs: deadline.atMs };
+      const until = AbortSignal.any([signal, this.#stop.signal]);
+      return await this.#threads.textVectors.run(`texts-${randomUUID()}`, work, { signal: until });
+    } finally {
+      letGo();
+    }
+  }
+
   get state(): PipelineState {
     const requestsInFlight = this.#inFlight.size;
     return {
@@ -466,6 +489,17 @@ export class Pipeline {
     this.#tellRooms();
     for (const listener of [...this.#listeners]) listener(change);
   }
+}
+
+const TEXTS_MAX = 64;
+
+function checkTexts(texts: readonly string[]): void {
+  if (texts.length === 0 || texts.length > TEXTS_MAX) {
+    throw new ServingError("INVALID_REQUEST", `texts: ${texts.length} came; 1 to ${TEXTS_MAX} are taken`, {
+      field: "texts",
+    });
+  }
+  for (const [i, text] of texts.entries()) checkPromptText(text, { field: `texts[${i}]`, emptyAllowed: true });
 }
 
 /** All of a start; each load has a deadline of its own. */

@@ -1,4 +1,5 @@
 import { ServingError } from "@atelier/core";
+import { checkStartLatent } from "./check-start-latent.ts";
 import { checkMovedImage } from "./denoise-state/check-moved-image.ts";
 import type { Model } from "./models.ts";
 import { type Phases, planPhases } from "./phases.ts";
@@ -25,9 +26,10 @@ export function planRequest(
   checkPreview(request, model);
   checkInitImage(request, model);
   const plan = model.plans.get(request);
-  const { width, height, initImage } = request;
-  const wish = { width, height, strength: initImage?.strength };
+  const { width, height, initImage, startLatent } = request;
+  const wish = { width, height, strength: initImage?.strength, firstStep: startLatent?.stepIndex };
   const phases = planPhases(wish, model.bundle.manifest, plan, model.bundle.latentChannels);
+  checkStartLatent(request, { plan, phases });
   for (const image of request.resumeFrom?.values() ?? []) {
     checkMovedImage(image, { modelDigest: model.bundle.digest, plan, phases });
   }

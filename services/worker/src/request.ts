@@ -1,5 +1,5 @@
 import { checkPromptText, ServingError } from "@atelier/core";
-import type { SamplerName } from "@atelier/diffusion";
+import type { LatentShape, SamplerName } from "@atelier/diffusion";
 import type { BundleManifest } from "./bundle/index.ts";
 import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import type { ImageEncoding } from "./stages/image-file.ts";
@@ -25,6 +25,8 @@ export interface GenerationRequest {
   readonly encoding: ImageEncoding;
   /** Image to image: what the images start from. */
   readonly initImage?: InitImage;
+  /** Another generation's latent on its way, from which every image starts. Not together with `initImage`. */
+  readonly startLatent?: GivenLatent | undefined;
   /** Images that go on from where another process left them, by their index; the others start from noise. */
   readonly resumeFrom?: ReadonlyMap<number, MovedImage> | undefined;
   /** A checkpoint after every this many steps of an image; 0 or absent: none. */
@@ -42,6 +44,16 @@ export interface InitImage {
   readonly digest: string;
   /** How much of the schedule is run, over 0 and up to 1. */
   readonly strength: number;
+}
+
+export interface GivenLatent {
+  readonly shape: LatentShape;
+  /** [channels, height, width], flat. */
+  readonly latent: Float32Array;
+  /** "sha256:..." of its bytes. */
+  readonly digest: string;
+  /** The first step to run. */
+  readonly stepIndex: number;
 }
 
 export interface RequestLimits {

@@ -59,7 +59,7 @@ export class Running {
 
   get jobWork() {
     const { shape, refine, steps } = this.phases;
-    const refineSteps = refine === undefined ? 0 : steps - this.request.steps;
+    const refineSteps = refine === undefined ? 0 : this.model.plans.get(this.request).stepCount - refine.firstStep;
     const passes = [
       { shape, steps: steps - refineSteps },
       ...(refine === undefined ? [] : [{ shape: refine.shape, steps: refineSteps }]),

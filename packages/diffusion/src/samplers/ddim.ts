@@ -16,6 +16,7 @@ export class DdimPlan implements SamplerPlan {
   readonly sampler = "ddim";
   readonly timesteps: Float32Array;
   readonly initNoiseSigma = 1;
+  readonly drawsNoise = false;
   readonly #from: readonly NoiseLevel[];
   readonly #to: readonly NoiseLevel[]; // not simply the next `#from`: the stride is fixed, whatever the spacing
   readonly #prediction: PredictionType;

@@ -36,6 +36,10 @@ export class DpmSolverPlan implements SamplerPlan {
     this.#firstOrderAtEnd = sigmas.at(-1) === 0 || (config.euler_at_final ?? false) || fewSteps;
   }
 
+  get drawsNoise(): boolean {
+    return this.sampler === "dpmpp_2m_sde";
+  }
+
   get stepCount(): number {
     return this.timesteps.length;
   }

@@ -32,6 +32,10 @@ export class EulerPlan implements SamplerPlan {
     this.initNoiseSigma = config.timestep_spacing === "leading" ? Math.sqrt(first ** 2 + 1) : first;
   }
 
+  get drawsNoise(): boolean {
+    return this.sampler === "euler_a";
+  }
+
   get stepCount(): number {
     return this.timesteps.length;
   }

@@ -26,6 +26,7 @@ export class LcmPlan implements SamplerPlan {
   readonly sampler = "lcm";
   readonly timesteps: Float32Array;
   readonly initNoiseSigma = 1;
+  readonly drawsNoise = true;
   readonly #levels: readonly NoiseLevel[];
   readonly #prediction: PredictionType;
   readonly #x0Max: number;

@@ -21,6 +21,7 @@ export class UniPcPlan implements SamplerPlan {
   readonly sampler = "unipc";
   readonly timesteps: Float32Array;
   readonly initNoiseSigma = 1;
+  readonly drawsNoise = false;
   readonly #levels: readonly NoiseLevel[]; // one more than there are steps
   readonly #prediction: PredictionType;
   readonly #lowerOrderFinal: boolean;

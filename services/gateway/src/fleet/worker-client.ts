@@ -1,5 +1,7 @@
-import type { ServingError } from "@atelier/core";
+import { ServingError } from "@atelier/core";
 import {
+  EmbedTextRequestSchema,
+  type EmbedTextResponse,
   type GenerateRequest,
   GenerateRequestSchema,
   type GenerateResponse,
@@ -69,6 +71,35 @@ export class WorkerClient {
         if (state !== undefined) handlers.message(state);
       },
       end: handlers.end,
+    });
+  }
+
+  /**
+   * What texts mean to a model that is resident there: vectors of length 1, one for each of at most 64, in order.
+   * Rejects with the ServingError that the worker gave; DEADLINE_EXCEEDED once `timeoutMs` have passed.
+   */
+  embedText(model: string, texts: readonly string[], { timeoutMs }: { timeoutMs: number }): Promise<Float32Array[]> {
+    const message = create(EmbedTextRequestSchema, { model, texts: [...texts] });
+    const { path, requestSerialize, responseDeserialize } = methods["embedText"] as MethodDefinition<
+      typeof message,
+      EmbedTextResponse
+    >;
+    const deadline = Date.now() + timeoutMs;
+    return new Promise((resolve, reject) => {
+      this.#client.makeUnaryRequest(
+        path,
+        requestSerialize,
+        responseDeserialize,
+        message,
+        { deadline },
+        (error, reply) => {
+          if (error !== null) reject(errorFromStatus(error, this.address));
+          else if (reply?.embeddings.length !== texts.length) {
+            const message = `worker ${this.address} gave ${reply?.embeddings.length} embeddings for ${texts.length} texts`;
+            reject(new ServingError("INTERNAL", message));
+          } else resolve(reply.embeddings.map(({ values }) => Float32Array.from(values)));
+        },
+      );
     });
   }
 

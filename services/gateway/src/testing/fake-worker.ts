@@ -1,7 +1,11 @@
+import { createHash } from "node:crypto";
 import type { AddressInfo } from "node:net";
 import { connect, createServer, type Socket, type Server as TcpServer } from "node:net";
-import type { ServingError } from "@atelier/core";
+import { ServingError } from "@atelier/core";
 import {
+  type EmbedTextRequest,
+  type EmbedTextResponse,
+  EmbedTextResponseSchema,
   type GenerateRequest,
   GenerateResponseSchema,
   Sampler,
@@ -12,7 +16,13 @@ import {
 } from "@atelier/proto";
 import { channelOptions, serviceDefinition, statusOf } from "@atelier/rpc";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { Server, ServerCredentials, type ServerWritableStream } from "@grpc/grpc-js";
+import {
+  Server,
+  ServerCredentials,
+  type ServerUnaryCall,
+  type ServerWritableStream,
+  type sendUnaryData,
+} from "@grpc/grpc-js";
 
 type StateInit = MessageInitShape<typeof WorkerStateSchema>;
 type GenerateCall = ServerWritableStream<GenerateRequest, unknown>;
@@ -47,6 +57,10 @@ export class FakeWorker {
   readonly cancelled: string[] = [];
   /** Milliseconds since the epoch, by request id: the deadline that the call carried. */
   readonly deadlines = new Map<string, number>();
+  /** Lists of texts that were to be embedded, in order. */
+  readonly embedded: string[][] = [];
+  /** The vector of a text; a function of the text alone where a test sets none. A ServingError is what the call fails with. */
+  vectorOf: (text: string) => readonly number[] | ServingError = fakeVector;
   /** For requests that have no behaviour of their own. */
   usually: Behaviour = { kind: "answer" };
 
@@ -130,6 +144,10 @@ export class FakeWorker {
     this.#server.addService(serviceDefinition(WorkerService), {
       generate: (call: GenerateCall) => void this.#generate(call),
       watch: (call: ServerWritableStream<unknown, unknown>) => this.#watch(call),
+      embedText: (
+        { request }: ServerUnaryCall<EmbedTextRequest, EmbedTextResponse>,
+        reply: sendUnaryData<EmbedTextResponse>,
+      ) => this.#embedText(request, reply),
     });
     this.#serverPort = await new Promise<number>((resolve, reject) => {
       this.#server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) =>
@@ -149,6 +167,18 @@ export class FakeWorker {
     outside.pipe(inside).pipe(outside);
     outside.on("close", () => inside.destroy());
     inside.on("close", () => outside.destroy());
+  }
+
+  #embedText({ texts }: EmbedTextRequest, reply: sendUnaryData<EmbedTextResponse>): void {
+    this.embedded.push(texts);
+    const vectors = texts.map((text) => this.vectorOf(text));
+    const failure = vectors.find((vector) => vector instanceof ServingError);
+    if (failure !== undefined) {
+      reply(statusOf(failure), null);
+      return;
+    }
+    const embeddings = vectors.map((values) => ({ values: [...(values as readonly number[])] }));
+    reply(null, create(EmbedTextResponseSchema, { embeddings }));
   }
 
   #watch(call: ServerWritableStream<unknown, unknown>): void {
@@ -234,6 +264,14 @@ export class FakeWorker {
     if (behaviour.kind === "die-after-receipt") setTimeout(() => void this.kill(), 20);
     else call.end();
   }
+}
+
+/** A vector of length 1 that follows from the text; unlike texts are at right angles, more or less. */
+function fakeVector(text: string): readonly number[] {
+  const digest = createHash("sha256").update(text).digest();
+  const values = Array.from({ length: 32 }, (_, i) => digest[i]! - 127.5);
+  const length = Math.hypot(...values);
+  return values.map((x) => x / length);
 }
 
 /** Bytes that stand for a picture; nothing in the gateway looks into them. */

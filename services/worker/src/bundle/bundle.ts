@@ -5,7 +5,7 @@ import { parseSchedulerJson, readSchedulerConfig, type SchedulerConfig } from "@
 import { borrowParts, partsOfFolders } from "./borrowed-parts.ts";
 import { BundleFiles, parseObject } from "./bundle-files.ts";
 import { FAMILIES, type FamilyName, type TextEncoderRole } from "./families.ts";
-import { type BundleGraphs, checkGraphs, hiddenOutput, POOLED_OUTPUT } from "./graphs.ts";
+import { type BundleGraphs, CLIP_TEXT, checkGraphs, hiddenOutput, POOLED_OUTPUT } from "./graphs.ts";
 import { type BundleManifest, checkManifest, MANIFEST_FILE } from "./manifest.ts";
 import { pooledSize, readNetworkConfigs, type TextEncoderConfig, TIME_IDS } from "./network-configs.ts";
 import { bundleDigest, checkParts, whyNot } from "./parts.ts";
@@ -36,6 +36,8 @@ export interface Bundle {
   readonly textDigest: string;
   /** Where nothing is to be kept out of the picture the U-Net sees zeros, not what an empty text is encoded to. */
   readonly zeroEmptyNegative: boolean;
+  /** The text side of a CLIP pair that lies in `clip/`: it tells how alike two texts are, and draws nothing. */
+  readonly clipText?: BundleTextEncoder;
   readonly unetPath: string;
   /** What the U-Net takes for each row besides its sample, timestep and text, by name, with the length of each. */
   readonly unetExtras: Readonly<Record<string, number>>;
@@ -99,6 +101,7 @@ export async function readBundle(dir: string, { lenderDirs = [] }: ReadBundleOpt
   const graphs = await checkGraphs(files, { family, configs }, problems);
   const { textEncoders, unet, vaeDecoder } = configs;
   checkPreview(manifest, vaeDecoder?.latentChannels, problems);
+  await checkClipText(files, textEncoders[0]?.vocabularySize, problems);
 
   problems.throwIfAny();
   invariant(modelIndex && scheduler && unet && vaeDecoder && graphs, "what is missing was complained of");
@@ -120,6 +123,7 @@ export async function readBundle(dir: string, { lenderDirs = [] }: ReadBundleOpt
     textDigest: bundleDigest(partsOfFolders(files.parts, textFolders)),
     // diffusers' own default for the pipelines that have the choice, which are those of two encoders.
     zeroEmptyNegative: roles.length > 1 && modelIndex["force_zeros_for_empty_prompt"] !== false,
+    ...(graphs.clipText === undefined ? {} : { clipText: clipTextOf(files, roles[0]!) }),
     unetPath: files.pathOf("unet/model.onnx"),
     unetExtras: pooled === undefined ? {} : { text_embeds: pooled, time_ids: TIME_IDS },
     vaeDecoderPath: files.pathOf("vae_decoder/model.onnx"),
@@ -140,6 +144,23 @@ function bundleTextEncoder(
     hiddenOutput: hiddenOutput(role, config),
     ...(role.pooled ? { pooledOutput: POOLED_OUTPUT } : {}),
   };
+}
+
+function clipTextOf(files: BundleFiles, { tokenizer }: TextEncoderRole): BundleTextEncoder {
+  const [path, tokenizerDir] = [files.pathOf(CLIP_TEXT), files.pathOf(tokenizer)];
+  return { path, tokenizerDir, hiddenOutput: POOLED_OUTPUT };
+}
+
+/** It reads the tokens of the bundle's own tokenizer: one that it has no row for would fail in the middle of a run. */
+async function checkClipText(files: BundleFiles, vocabularySize: number | undefined, problems: BundleProblems) {
+  if (!files.has(CLIP_TEXT) || vocabularySize === undefined) return;
+  const text = (await files.json("clip/config.json"))?.["text_config"] as { vocab_size?: unknown } | undefined;
+  const size = text?.vocab_size;
+  if (typeof size === "number" && size >= vocabularySize) return;
+  problems.add(
+    "clip/config.json",
+    `text_config.vocab_size is ${show(size)}, the tokenizer has ${vocabularySize} tokens`,
+  );
 }
 
 async function readManifest(dir: string, problems: BundleProblems): Promise<BundleManifest | undefined> {

@@ -14,6 +14,7 @@ export interface BundleGraphs {
   readonly unet: OnnxGraph;
   readonly vaeDecoder: OnnxGraph;
   readonly vaeEncoder?: OnnxGraph;
+  readonly clipText?: OnnxGraph;
 }
 
 /** What a network has to look like. A size of null may be anything; a set holds the alternatives. */
@@ -68,8 +69,12 @@ export async function checkGraphs(
     // Means, or means and logarithms of variances.
     outputs: [{ dims: [null, latent === null ? null : [latent, 2 * latent], null, null] }],
   });
+  const clipText = await check(CLIP_TEXT, {
+    inputs: { input_ids: { types: INTEGERS } },
+    outputs: [{ name: POOLED_OUTPUT, dims: [null, null] }],
+  });
   if (textEncoders.length < roles.length || unet === undefined || vaeDecoder === undefined) return undefined;
-  return { textEncoders, unet, vaeDecoder, ...(vaeEncoder && { vaeEncoder }) };
+  return { textEncoders, unet, vaeDecoder, ...(vaeEncoder && { vaeEncoder }), ...(clipText && { clipText }) };
 }
 
 /** Null where a configuration is missing. */
@@ -88,6 +93,9 @@ function expectedOfEncoder(role: TextEncoderRole, config: TextEncoderConfig | un
     outputs: [...(hidden ? [hidden] : []), ...(role.pooled ? [pooled] : [])],
   };
 }
+
+/** The text side of a CLIP pair, where a bundle ships one. */
+export const CLIP_TEXT = "clip/text_model.onnx";
 
 /** The embedding of a whole text, after its projection. */
 export const POOLED_OUTPUT = "text_embeds";

@@ -4,8 +4,10 @@ import type { NetworkBytes } from "./activations.ts";
 
 /** Bytes of a bundle's networks, borrowed ones included. */
 export async function networkBytes(bundle: Bundle): Promise<NetworkBytes> {
-  const { textEncoders, unetPath, vaeDecoderPath, vaeEncoderPath } = bundle;
-  const text = await Promise.all(textEncoders.map(({ path }) => weightsBytes(path)));
+  const { textEncoders, clipText, unetPath, vaeDecoderPath, vaeEncoderPath } = bundle;
+  const text = await Promise.all(
+    [...textEncoders, ...(clipText ? [clipText] : [])].map(({ path }) => weightsBytes(path)),
+  );
   return {
     textEncoder: text.reduce((sum, bytes) => sum + bytes, 0),
     unet: await weightsBytes(unetPath),

@@ -11,11 +11,13 @@ import {
   Sampler,
   PriorityClass as WireClass,
   Stage as WireStage,
+  type StartLatent as WireStartLatent,
 } from "@atelier/proto";
 import { create } from "@bufbuild/protobuf";
+import { refusedStart } from "../check-start-latent.ts";
 import { type MovedImage, readDenoiseState, writeDenoiseState } from "../denoise-state/denoise-state.ts";
 import type { GenerationEvent, GenerationOutcome, Stage } from "../generation.ts";
-import type { GenerationRequest, InitImage } from "../request.ts";
+import type { GenerationRequest, GivenLatent, InitImage } from "../request.ts";
 import { type ImageFormat as ImageFormatName, QUALITY_DEFAULT } from "../stages/image-file.ts";
 import { DEFAULT_ORDER, type PriorityClass, type ServiceOrder } from "../stages/order/service-order.ts";
 
@@ -80,6 +82,7 @@ export function readGenerateRequest(message: GenerateRequest, clock: Clock = sys
       quality: message.quality === 0 ? QUALITY_DEFAULT : message.quality,
     },
     ...initImageOf(message, parameters),
+    startLatent: message.startLatent && readStartLatent(message.startLatent),
     resumeFrom: readStates(message.resumeFrom, parameters),
     checkpointEverySteps: message.checkpointEverySteps,
     previewEverySteps: message.previewEverySteps,
@@ -121,6 +124,23 @@ function initImageOf(message: GenerateRequest, parameters: GenerationParameters)
     throw refused("init_image_digest", `is "${stated}", but the init_image that came has ${digest}`);
   }
   return { initImage: { bytes, digest, strength } };
+}
+
+/** @throws ServingError INVALID_REQUEST naming start_latent where its form is wrong. */
+function readStartLatent({ shape, latent: bytes, stepIndex }: WireStartLatent): GivenLatent {
+  if (shape === undefined) throw refusedStart("has no shape");
+  const { channels, height, width } = shape;
+  if (bytes.length !== channels * height * width * Float32Array.BYTES_PER_ELEMENT) {
+    const size = `${channels}x${height}x${width}`;
+    throw refusedStart(`has ${bytes.length} bytes, float32 of its shape ${size} has ${channels * height * width * 4}`);
+  }
+  const copy = new Uint8Array(bytes); // protobuf hands out views at any offset; floats want to be aligned
+  return {
+    shape: { channels, height, width },
+    latent: new Float32Array(copy.buffer),
+    digest: sha256(bytes),
+    stepIndex,
+  };
 }
 
 /**
@@ -196,7 +216,7 @@ export function wireCompleted(
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
 ): GenerateResponse {
   const { modelDigest, hiresFix, promptChunks, times } = outcome;
-  const { embeddingsCached, batchDifference, preemptions, deviceMs, tiledDecode, resumedAtSteps } = outcome;
+  const { embeddingsCached, batchDifference, preemptions, deviceMs, tiledDecode, resumedAtSteps, reused } = outcome;
   const receipt = create(ReceiptSchema, {
     parameters,
     modelDigest,
@@ -212,6 +232,7 @@ export function wireCompleted(
     deviceMs,
     resumedAtSteps: [...resumedAtSteps],
     tiledDecode,
+    ...(reused && { reusedSteps: reused.steps, startLatentDigest: reused.digest }),
   });
   return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
 }

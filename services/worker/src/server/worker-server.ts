@@ -3,6 +3,9 @@ import {
   type DrainRequest,
   type DrainResponse,
   DrainResponseSchema,
+  type EmbedTextRequest,
+  type EmbedTextResponse,
+  EmbedTextResponseSchema,
   type GenerateRequest,
   type GenerateResponse,
   type LoadModelRequest,
@@ -105,6 +108,10 @@ export class WorkerServer {
         call: ServerUnaryCall<UnloadModelRequest, UnloadModelResponse>,
         reply: sendUnaryData<UnloadModelResponse>,
       ) => void this.#unloadModel(call, reply),
+      embedText: (
+        call: ServerUnaryCall<EmbedTextRequest, EmbedTextResponse>,
+        reply: sendUnaryData<EmbedTextResponse>,
+      ) => void this.#embedText(call, reply),
     });
     this.#health.addToServer(this.#server);
     reflectionOf([WorkerService]).addToServer(this.#server);
@@ -264,6 +271,23 @@ export class WorkerServer {
       this.#options.logger.info({ model, freedBytes: freed }, "model unloaded as asked");
       reply(null, create(UnloadModelResponseSchema, { freedBytes: BigInt(Math.round(freed)) }));
     } catch (error) {
+      reply(statusOf(error), null);
+    }
+  }
+
+  async #embedText(
+    call: ServerUnaryCall<EmbedTextRequest, EmbedTextResponse>,
+    reply: sendUnaryData<EmbedTextResponse>,
+  ): Promise<void> {
+    const { model, texts } = call.request;
+    const gone = new AbortController();
+    const deadline = this.#deadlineOf(call);
+    call.on("cancelled", () => gone.abort(callEnded(deadline)));
+    try {
+      const vectors = await this.#admitting().embedTexts(model, texts, { signal: gone.signal, deadline });
+      reply(null, create(EmbedTextResponseSchema, { embeddings: vectors.map((values) => ({ values: [...values] })) }));
+    } catch (error) {
+      if (toServingError(error).code === "INTERNAL") this.#options.logger.error({ err: error, model }, "no embedding");
       reply(statusOf(error), null);
     }
   }

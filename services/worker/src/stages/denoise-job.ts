@@ -41,13 +41,23 @@ export interface StartImage {
   readonly firstStep: number;
 }
 
+/**
+ * The latent of another generation on its way, of the same shape and plan. The sampler knows nothing of the steps before,
+ * and the noise from there on is what the job's own seed would have given.
+ */
+export interface StartLatent {
+  readonly latent: Float32Array;
+  /** The first step to run. */
+  readonly firstStep: number;
+}
+
 export interface DenoiseJobOptions {
   readonly id: string;
   readonly model: string;
   readonly plan: SamplerPlan;
   readonly shape: LatentShape;
-  /** What image to image starts from; absent: from noise. */
-  readonly start?: StartImage | undefined;
+  /** What the image starts from; absent: from noise. */
+  readonly start?: StartImage | StartLatent | undefined;
   readonly refine: RefinePhase | undefined;
   readonly conditioning: Conditioning;
   readonly guidanceScale: number;
@@ -134,6 +144,11 @@ export class DenoiseJob implements StepJob {
     const noise = () => this.#generator.randn(latentSize(shape));
     if (start === undefined) {
       this.#latent = noise().map((x) => x * plan.initNoiseSigma);
+    } else if ("latent" in start) {
+      noise(); // the first latent's
+      for (let step = 0; step < start.firstStep && plan.drawsNoise; step++) noise();
+      this.#latent = start.latent;
+      this.#stepIndex = start.firstStep;
     } else {
       // In this order: diffusers draws the sample of the picture's latents first, from the same generator.
       const clean = sampleOf(start.latents, noise);

@@ -49,6 +49,8 @@ export interface TextTower {
 export interface TextModel {
   /** One, or SDXL's two: each token's embeddings are joined in this order, and one of them gives the pooled one. */
   readonly towers: readonly TextTower[];
+  /** The text side of a CLIP pair, whose hidden output is one vector for each chunk. */
+  readonly clipTower?: TextTower | undefined;
   /** An empty negative prompt is nothing but zeros, rather than what the encoders make of an empty text. */
   readonly zeroEmptyNegative: boolean;
   /** Names the tokenizers and the encoders' weights: embeddings are kept under it. */

@@ -1,6 +1,8 @@
 import {
   DrainRequestSchema,
   type DrainResponse,
+  EmbedTextRequestSchema,
+  type EmbedTextResponse,
   type GenerateRequest,
   GenerateRequestSchema,
   type GenerateResponse,
@@ -147,6 +149,13 @@ export class WorkerClient {
 
   unloadModel(model: string): Promise<UnloadModelResponse> {
     return this.#unary(this.#client, "unloadModel", create(UnloadModelRequestSchema, { model }));
+  }
+
+  /** One vector for each text. */
+  async embedText(model: string, texts: readonly string[]): Promise<readonly (readonly number[])[]> {
+    const request = create(EmbedTextRequestSchema, { model, texts: [...texts] });
+    const { embeddings } = await this.#unary<EmbedTextResponse>(this.#client, "embedText", request);
+    return embeddings.map(({ values }) => values);
   }
 
   close(): void {

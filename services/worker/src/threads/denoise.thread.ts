@@ -11,6 +11,7 @@ import {
   type Prediction,
   type RefinePhase,
   type StartImage,
+  type StartLatent,
 } from "../stages/denoise-job.ts";
 import type { PriorityClass, ServiceOrder } from "../stages/order/service-order.ts";
 import { type LaneCounts, StepScheduler } from "../stages/order/step-scheduler.ts";
@@ -36,7 +37,7 @@ export interface DenoiseWork {
   readonly model: string;
   readonly plan: PlanKey;
   readonly shape: LatentShape;
-  readonly start: StartImage | undefined;
+  readonly start: StartImage | StartLatent | undefined;
   readonly refine: RefinePhase | undefined;
   /** Its arrays are over shared memory: the images of a request read the same. */
   readonly conditioning: Conditioning;

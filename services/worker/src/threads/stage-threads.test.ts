@@ -38,9 +38,13 @@ describe("the threads of the stages", () => {
     const stages: string[] = [];
     const { weightsBytes } = await threads.openModel(first, { ...WIDE, onNetwork: (stage) => stages.push(stage) });
     const { parts } = first.bundle.manifest;
-    const fileBytes = ["text_encoder", "unet", "vae_decoder", "vae_encoder"].map(
-      (name) => parts[`${name}/model.onnx`]!.bytes,
-    );
+    const fileBytes = [
+      "text_encoder/model",
+      "clip/text_model",
+      "unet/model",
+      "vae_decoder/model",
+      "vae_encoder/model",
+    ].map((name) => parts[`${name}.onnx`]!.bytes);
     expect(weightsBytes).toBe(fileBytes.reduce((sum, bytes) => sum + bytes));
     expect(stages.toSorted()).toEqual(["denoise", "imageDecode", "imageEncode", "textEncode"]);
     expect((await encode(first)).promptChunks).toBe(1);

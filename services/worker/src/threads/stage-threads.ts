@@ -15,7 +15,13 @@ import type { ImageDecodeData, ImageDecodeWork } from "./image-decode.thread.ts"
 import type { ImageEncodeData, ImageEncodeWork } from "./image-encode.thread.ts";
 import type { OpenedNetwork } from "./model-networks.ts";
 import { StageThread } from "./stage-thread.ts";
-import type { TextEncodeData, TextEncodeFiles, TextEncodeResult, TextEncodeWork } from "./text-encode.thread.ts";
+import type {
+  TextEncodeData,
+  TextEncodeFiles,
+  TextEncodeResult,
+  TextEncodeWork,
+  TextVectorsWork,
+} from "./text-encode.thread.ts";
 
 /** Finished latents that may wait for the VAE before denoising finishes no more of them. A latent is small: a few hundred KB at most. */
 const UNDECODED_MAX = 16;
@@ -34,6 +40,8 @@ const KEPT_BYTES_MAX = 64 * 2 ** 20;
 /** The stages, each in a thread of its own. */
 export interface StageThreads {
   readonly textEncode: StageThread<TextEncodeWork, TextEncodeResult, never, never, TextEncodeFiles>;
+  /** The same thread, for texts that nothing is drawn of. */
+  readonly textVectors: Pick<StageThread<TextVectorsWork, readonly Float32Array[]>, "run">;
   readonly imageEncode: StageThread<ImageEncodeWork, LatentDistribution, never, never, NetworkFiles>;
   readonly denoise: StageThread<DenoiseWork, DenoiseResult, DenoiseCommand, DenoiseReport, DenoiseFiles>;
   readonly imageDecode: StageThread<ImageDecodeWork, DecodedImage, never, never, NetworkFiles>;
@@ -138,6 +146,8 @@ export async function openStageThreads(options: StageThreadsOptions): Promise<St
     };
     return {
       ...stages,
+      // It answers each kind of work with its own kind of result.
+      textVectors: textEncode.value as unknown as StageThreads["textVectors"],
       openModel: (model, how) => openModel(stages, model, how),
       closeModel: (id) => closeModel(stages, id),
       close: () => closeAll(Object.values(stages)),
@@ -157,14 +167,15 @@ async function openModel(
   { narrowLanes, onNetwork = () => {} }: OpenModelOptions,
 ): Promise<OpenedNetwork> {
   const files = networkFiles(bundle);
-  const { textEncoders, textDigest, zeroEmptyNegative, scheduler } = bundle;
+  const { textEncoders, clipText, textDigest, zeroEmptyNegative, scheduler } = bundle;
+  const textFiles = { ...files, textEncoders, clipText, textDigest, zeroEmptyNegative };
   const opening = async (stage: StageName, opened: Promise<OpenedNetwork>) => {
     const network = await opened;
     onNetwork(stage);
     return network;
   };
   const outcomes = await Promise.allSettled([
-    opening("textEncode", stages.textEncode.openModel({ ...files, textEncoders, textDigest, zeroEmptyNegative })),
+    opening("textEncode", stages.textEncode.openModel(textFiles)),
     opening("imageEncode", stages.imageEncode.openModel(files)),
     opening("denoise", stages.denoise.openModel({ ...files, scheduler, narrowLanes })),
     opening("imageDecode", stages.imageDecode.openModel(files)),

@@ -15,6 +15,7 @@ import {
   type TextModel,
   type TextTower,
 } from "../stages/text-encode.ts";
+import { TextVectorStage } from "../stages/text-vectors.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -25,6 +26,8 @@ export interface TextEncodeData {
 
 export interface TextEncodeFiles extends NetworkFiles {
   readonly textEncoders: readonly (TextEncoderFiles & { readonly tokenizerDir: string })[];
+  /** The text side of the bundle's CLIP pair, where it has one. */
+  readonly clipText: (TextEncoderFiles & { readonly tokenizerDir: string }) | undefined;
   readonly textDigest: string;
   readonly zeroEmptyNegative: boolean;
 }
@@ -33,6 +36,12 @@ export interface TextEncodeWork {
   readonly model: string;
   readonly prompt: string;
   readonly negativePrompt: string | undefined;
+  readonly deadlineAtMs: number;
+}
+
+export interface TextVectorsWork {
+  readonly model: string;
+  readonly texts: readonly string[];
   readonly deadlineAtMs: number;
 }
 
@@ -45,21 +54,28 @@ await hostStage(openTextEncode);
 
 function openTextEncode(
   { device, limits }: TextEncodeData,
-  reply: Reply<TextEncodeResult, never>,
-): HostedStage<TextEncodeWork, never, TextEncodeFiles> {
+  reply: Reply<TextEncodeResult | readonly Float32Array[], never>,
+): HostedStage<TextEncodeWork | TextVectorsWork, never, TextEncodeFiles> {
   const opener = openDevice(device);
   const models = new ModelNetworks((files: TextEncodeFiles) => openTextModel(opener, files));
   const stage = new TextEncodeStage(models, limits);
+  const vectors = new TextVectorStage(models, limits);
 
   return {
     openModel: (files) => models.open(files),
     closeModel: (model) => models.close(model),
-    enqueue: (id, { deadlineAtMs, ...work }) =>
-      stage.enqueue({ ...work, id, deadline: new Deadline(systemClock, deadlineAtMs) }),
-    cancel: (id) => stage.cancel(id),
+    enqueue(id, { deadlineAtMs, ...work }) {
+      const deadline = new Deadline(systemClock, deadlineAtMs);
+      if ("texts" in work) vectors.enqueue({ ...work, id, deadline });
+      else stage.enqueue({ ...work, id, deadline });
+    },
+    cancel(id) {
+      stage.cancel(id);
+      vectors.cancel(id);
+    },
     command: () => {},
     get busy() {
-      return stage.busy;
+      return stage.busy || vectors.busy;
     },
     async step() {
       const startedAtMs = systemClock.nowMs();
@@ -67,32 +83,36 @@ function openTextEncode(
         if (outcome.error !== undefined) reply.failed(outcome.job.id, outcome.error);
         else reply.done(outcome.job.id, { ...outcome.encoded, startedAtMs });
       }
+      const outcome = await vectors.step(); // one at a time: pictures wait for the stage above
+      if (outcome?.error !== undefined) reply.failed(outcome.id, outcome.error);
+      else if (outcome !== undefined) reply.done(outcome.id, outcome.vectors);
     },
     release: () => models.closeAll(),
   };
 }
 
 async function openTextModel(device: Device, files: TextEncodeFiles): Promise<TextModel & Releasable> {
-  const { textEncoders, textDigest: digest, zeroEmptyNegative } = files;
-  const towers: (TextTower & { readonly encoder: Releasable })[] = [];
+  const { textEncoders, clipText, textDigest: digest, zeroEmptyNegative } = files;
+  const opened: (TextTower & { readonly encoder: Releasable })[] = [];
   const release = async () => {
-    for (const { encoder } of towers) await encoder.release();
+    for (const { encoder } of opened) await encoder.release();
   };
   try {
-    for (const { tokenizerDir, ...encoder } of textEncoders) {
+    for (const { tokenizerDir, ...encoder } of [...textEncoders, ...(clipText ? [clipText] : [])]) {
       const reader = await openPromptReader(tokenizerDir);
-      towers.push({ reader, encoder: await device.openTextEncoder(encoder) });
+      opened.push({ reader, encoder: await device.openTextEncoder(encoder) });
     }
   } catch (error) {
     await release();
     throw error;
   }
   return {
-    towers,
+    towers: opened.slice(0, textEncoders.length),
+    clipTower: opened[textEncoders.length],
     digest,
     zeroEmptyNegative,
     get weightsBytes() {
-      return towers.reduce((sum, { encoder }) => sum + encoder.weightsBytes, 0);
+      return opened.reduce((sum, { encoder }) => sum + encoder.weightsBytes, 0);
     },
     release,
   };
