@@ -4,7 +4,7 @@ import { allReady, startGateway, type TestGateway } from "@atelier/gateway/testi
 import type { GenerateRequest } from "@atelier/proto";
 import { describe, expect, it } from "vitest";
 import { atEnd, running, until } from "../support/ends.ts";
-import { type RedisProcess, startRedis } from "../support/redis.ts";
+import { type RedisProcess, startRedis, startRedisCluster } from "../support/redis.ts";
 
 const SEEDED = { prompt: "国潮风T恤, 白色背景", seed: 7, width: 64, height: 64, steps: 4 };
 const { seed: _seed, ...UNSEEDED } = SEEDED;
@@ -193,6 +193,7 @@ describe("the exact cache of two gateways on one Redis", () => {
     }
     const json = await ask(1, SEEDED, { accept: "application/json" });
     expect(JSON.parse(json.body.toString()).receipt).toMatchObject({ simulated: true, cache: "hit", seed: 7 });
+    expect((await ask(1, SEEDED, { accept: "application/json" })).body).toEqual(json.body);
   });
 
   it("gives a request without a seed one of a few pictures, the same few at every gateway", async () => {
@@ -256,6 +257,17 @@ describe("the exact cache of two gateways on one Redis", () => {
     expect((await purge(at, { all: true }, bearer(admin))).body).toEqual({ in_memory: 1, in_redis: 1 });
   });
 
+  it("does all that on a Redis Cluster", async () => {
+    const cluster = await running(startRedisCluster());
+    const { ask, gateways } = await twoGateways(KEEP_ALL, cluster);
+    for (const seed of [1, 2, 3]) expect((await ask(0, { ...SEEDED, seed })).outcome).toBe("miss");
+    await until(async () => (await size(gateways[1]!)).redis?.results === 3);
+    for (const seed of [1, 2, 3]) expect((await ask(1, { ...SEEDED, seed })).outcome).toBe("hit");
+    expect((await purge(gateways[0]!, { all: true })).body).toEqual({ in_memory: 3, in_redis: 3 });
+    await until(async () => (await size(gateways[1]!)).memory.results === 0);
+    expect((await ask(1, { ...SEEDED, seed: 1 })).outcome).toBe("miss");
+  });
+
   it("says so where a purge cannot reach the others, and holds to it here", async () => {
     const { ask, gateways, redis } = await twoGateways(KEEP_ALL);
     await ask(0, SEEDED);
@@ -274,15 +286,23 @@ interface Answer {
   readonly body: Buffer;
 }
 
-interface TwoGateways {
-  readonly redis: RedisProcess;
+interface TwoGateways<R> {
+  readonly redis: R;
   readonly worker: FakeWorker & { readonly requests: GenerateRequest[] };
   readonly gateways: readonly TestGateway[];
   /** POST /generate at one of them. */
   ask(gateway: number, body: object, headers?: Readonly<Record<string, string>>): Promise<Answer>;
 }
 
-async function twoGateways(env: Readonly<Record<string, string>> = {}, given?: RedisProcess): Promise<TwoGateways> {
+function twoGateways(env?: Readonly<Record<string, string>>): Promise<TwoGateways<RedisProcess>>;
+function twoGateways<R extends { url: string }>(
+  env: Readonly<Record<string, string>>,
+  redis: R,
+): Promise<TwoGateways<R>>;
+async function twoGateways(
+  env: Readonly<Record<string, string>> = {},
+  given?: { url: string },
+): Promise<TwoGateways<{ url: string }>> {
   const redis = given ?? (await running(startRedis()));
   const worker = await running(FakeWorker.start());
   const settings = { ATELIER_CACHE_SCOPE: "tenant", ATELIER_REDIS: redis.url, ...env };
@@ -296,7 +316,7 @@ async function twoGateways(env: Readonly<Record<string, string>> = {}, given?: R
   );
   const gone = new AbortController();
   atEnd(() => gone.abort());
-  const ask: TwoGateways["ask"] = async (gateway, body, headers = {}) => {
+  const ask: TwoGateways<unknown>["ask"] = async (gateway, body, headers = {}) => {
     const response = await fetch(`${gateways[gateway]!.url}/generate`, {
       method: "POST",
       headers: { "content-type": "application/json", accept: "image/png", ...headers },
@@ -329,8 +349,13 @@ async function purge(gateway: TestGateway, body: object, headers: Readonly<Recor
   return { status: response.status, body: await response.json() };
 }
 
-async function size(gateway: TestGateway): Promise<{ memory: { results: number } }> {
-  return (await (await fetch(`${gateway.url}/v1/admin/cache`)).json()) as { memory: { results: number } };
+interface CacheSize {
+  readonly memory: { readonly results: number };
+  readonly redis: { readonly results: number } | null;
+}
+
+async function size(gateway: TestGateway): Promise<CacheSize> {
+  return (await (await fetch(`${gateway.url}/v1/admin/cache`)).json()) as CacheSize;
 }
 
 async function metrics(gateway: TestGateway): Promise<string> {

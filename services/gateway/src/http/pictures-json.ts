@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { asBuffer } from "../as-buffer.ts";
-import type { GeneratedPicture } from "../image-request.ts";
+import type { GeneratedPicture, Generation } from "../image-request.ts";
 
 /** Once for each picture, for as long as that is there: one of the cache is asked for over and over. */
 const texts = new WeakMap<Uint8Array, string>();
@@ -11,6 +11,18 @@ export function base64Of(data: Uint8Array): string {
   const text = asBuffer(data).toString("base64");
   texts.set(data, text);
   return text;
+}
+
+const hits = new WeakMap<Generation, Buffer>();
+
+/** What `write` gives, once for as long as the result is kept: to put together a quarter of a megabyte takes its time. */
+export function jsonOfHits(generation: Generation, write: () => Buffer): Buffer {
+  const known = hits.get(generation);
+  if (known !== undefined) return known;
+  const json = write();
+  hits.set(generation, json);
+  for (const { data } of generation.pictures) texts.delete(data); // it lies in there
+  return json;
 }
 
 /** Stands for a picture's text where the rest is written; nobody can guess it and put it into a prompt. */

@@ -7,7 +7,7 @@ import type { GenerationContext, Served } from "../generations/ports.ts";
 import type { ReplyKind } from "../http/choose-reply.ts";
 import type { ErrorReply } from "../http/error-reply.ts";
 import { describeServed, RECEIPT_HEADER } from "../http/generation-edge.ts";
-import { picturesJson } from "../http/pictures-json.ts";
+import { jsonOfHits, picturesJson } from "../http/pictures-json.ts";
 import type { ImageRequestDraft } from "../image-request.ts";
 import type { Estimator } from "../tenants/estimate.ts";
 import { sendEvents } from "./send-events.ts";
@@ -28,6 +28,8 @@ export interface Answering {
   readonly context: GenerationContext;
   /** The dialect's JSON, which also ends a stream of events. */
   readonly toJson: (served: Served) => object;
+  /** That JSON has nothing of the one request in it, as its id: every hit on a result is answered with the same. */
+  readonly sameForAll?: boolean | undefined;
   /** Begins a stream of events with `queued` where no worker has accepted the request after this long. */
   readonly queuedAfterMs?: number | undefined;
 }
@@ -36,7 +38,7 @@ export interface Answering {
 export async function answerGeneration(
   request: FastifyRequest,
   reply: FastifyReply,
-  { kind, draft: asked, context, toJson, queuedAfterMs }: Answering,
+  { kind, draft: asked, context, toJson, sameForAll, queuedAfterMs }: Answering,
   { generations, clock, noteFailure }: GenerationRouteOptions,
 ): Promise<FastifyReply> {
   const draft = { ...asked, seed: asked.seed ?? request.keyedWork?.seed };
@@ -54,7 +56,9 @@ export async function answerGeneration(
   describeServed(reply, served);
   const { pictures } = served.generation;
   if (kind === "json") {
-    return reply.type("application/json; charset=utf-8").send(picturesJson(toJson(served), pictures));
+    const write = () => picturesJson(toJson(served), pictures);
+    const json = sameForAll && served.outcome === "hit" ? jsonOfHits(served.generation, write) : write();
+    return reply.type("application/json; charset=utf-8").send(json);
   }
   const receipt = receiptForHeader(served);
   if (receipt !== undefined) reply.header(RECEIPT_HEADER, receipt);

@@ -20,7 +20,12 @@ export function generateRoute(app: GatewayApp, options: GenerationRouteOptions):
     const { kind, format } = chooseReply(request.headers.accept, request.body);
     const draft = draftFromBody(request.body, { id: request.id, format });
     const context = contextOf(request, reply, options);
-    return answerGeneration(request, reply, { kind, draft, context, toJson: replyFromServed }, options);
+    return answerGeneration(
+      request,
+      reply,
+      { kind, draft, context, toJson: replyFromServed, sameForAll: true },
+      options,
+    );
   });
 }
 
