@@ -33,13 +33,15 @@ import { setSecurityHeaders } from "./http/security-headers.ts";
 import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import type { ModelAliases } from "./model-aliases.ts";
 import { adminCacheRoutes } from "./routes/admin-cache.ts";
 import { adminKeysRoutes } from "./routes/admin-keys.ts";
 import { adminTenantsRoutes } from "./routes/admin-tenants.ts";
 import { generateRoute } from "./routes/generate.ts";
 import { type GenerationsRouteOptions, generationsRoute } from "./routes/generations.ts";
 import { generationsRecordsRoutes } from "./routes/generations-records.ts";
-import { modelsRoute } from "./routes/models.ts";
+import { modelsRoutes } from "./routes/models.ts";
+import { type OpenAiImagesOptions, openAiImagesRoutes } from "./routes/openai-images.ts";
 import { operationsRoutes } from "./routes/operations.ts";
 import { usageRoute } from "./routes/usage.ts";
 import type { Estimator } from "./tenants/estimate.ts";
@@ -55,6 +57,7 @@ export type GatewayApp = FastifyInstance<
 
 export interface AppOptions {
   readonly fleet: Fleet;
+  readonly aliases: ModelAliases;
   readonly generations: Generations;
   readonly authenticator: Authenticator;
   readonly tenancy: Tenancy;
@@ -124,14 +127,15 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
 
   await collectOpenApi(app);
   openApiRoute(app);
-  const generationRoutes: GenerationsRouteOptions = {
+  const generationRoutes: GenerationsRouteOptions & OpenAiImagesOptions = {
     ...options,
     noteFailure: (thrown, request, reply) => noteFailure(thrown, request, reply, options),
   };
   generateRoute(app, generationRoutes);
   generationsRoute(app, generationRoutes);
   generationsRecordsRoutes(app, options);
-  modelsRoute(app, options);
+  openAiImagesRoutes(app, generationRoutes);
+  modelsRoutes(app, options);
   usageRoute(app, { ...options, ...options.tenancy });
   adminCacheRoutes(app, options);
   adminKeysRoutes(app, options.tenancy);
@@ -186,7 +190,8 @@ function sendError(thrown: unknown, request: FastifyRequest, reply: FastifyReply
 /** Logs and counts a failure by its own status, even where the caller was long told 200, as in a stream of events. */
 function noteFailure(thrown: unknown, request: FastifyRequest, reply: FastifyReply, options: AppOptions): ErrorReply {
   const error = readableError(thrown, { ...options, contentType: request.headers["content-type"] });
-  const answer = errorReply(error, request.id);
+  const ours = errorReply(error, request.id);
+  const answer = request.routeOptions.config?.wordFailure?.(error, ours) ?? ours;
   const { status } = answer;
   reply.raw.statusCode = status; // what `observe` reads; on the wire it changes nothing once the headers are out
   const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";

@@ -22,6 +22,7 @@ import { GrpcServer } from "./grpc/grpc-server.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { InFlight } from "./in-flight.ts";
 import { createGatewayMetrics } from "./metrics.ts";
+import { ModelAliases } from "./model-aliases.ts";
 import { noteFailure } from "./note-failure.ts";
 import { Balancer } from "./placement/balancer.ts";
 import { FleetPlacer } from "./placement/fleet-placer.ts";
@@ -109,8 +110,10 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     brownOut,
     metrics: createAdmissionMetrics(metrics.registry, brownOut),
   });
+  const aliases = new ModelAliases(config.modelAliases);
   const generations = new Generations({
     fleet,
+    aliases,
     inFlight,
     metrics,
     tenantLimits: tenancy.gate,
@@ -149,6 +152,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     ...config,
     ...world,
     fleet,
+    aliases,
     inFlight,
     generations,
     metrics,

@@ -14,8 +14,9 @@ export function completeRequest(draft: ImageRequestDraft, fleet: readonly Worker
   checkPromptText(draft.prompt, { field: "prompt" });
   checkPromptText(draft.negativePrompt, { field: "negative_prompt", emptyAllowed: true });
   const model = findModel(fleet, draft.model);
-  checkSize(draft, model);
-  checkAtMost("steps", draft.steps, model.limits.stepsMax, model);
+  const { width = model.defaults.width, height = model.defaults.height, steps = model.defaults.steps } = draft;
+  checkSize({ width, height }, model);
+  checkAtMost("steps", steps, model.limits.stepsMax, model);
   checkAtMost("num_images", draft.numImages, model.limits.numImagesMax, model);
   if (draft.seed !== undefined) checkSeeds(draft.seed, draft.numImages);
   checkQuality(draft);
@@ -25,6 +26,9 @@ export function completeRequest(draft: ImageRequestDraft, fleet: readonly Worker
   return {
     ...rest,
     model: model.id,
+    width,
+    height,
+    steps,
     seed: draft.seed,
     adapters,
     guidanceScale: draft.guidanceScale ?? model.defaults.guidanceScale,
@@ -44,7 +48,7 @@ function checkAdapters([first]: readonly { readonly name: string }[]): void {
   });
 }
 
-function checkSize({ width, height }: ImageRequestDraft, model: CatalogModel): void {
+function checkSize({ width, height }: { width: number; height: number }, model: CatalogModel): void {
   checkSide("width", width, model);
   checkSide("height", height, model);
   const { pixelsMax } = model.limits;

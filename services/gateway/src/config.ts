@@ -30,6 +30,8 @@ export interface GatewayConfig {
   readonly workerTls: WorkerTlsConfig | undefined;
   /** Whose pages may call from a browser; empty: none. */
   readonly corsOrigins: readonly string[];
+  /** Other names of models; undefined: of the first that a caller may use. */
+  readonly modelAliases: ReadonlyMap<string, string | undefined>;
   /** Generations at once; beyond it they are refused, since nothing here queues. */
   readonly inFlightMax: number;
   /** Undefined: this gateway keeps for itself what gateways would share. */
@@ -106,6 +108,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
     tls: tlsFiles(read, { cert: "ATELIER_TLS_CERT", key: "ATELIER_TLS_KEY" }),
     workerTls: workerTls(read),
     corsOrigins: read.ATELIER_CORS_ORIGINS,
+    modelAliases: read.ATELIER_MODEL_ALIASES,
     inFlightMax: read.ATELIER_IN_FLIGHT_MAX,
     redis: read.ATELIER_REDIS && {
       address: read.ATELIER_REDIS,
@@ -191,6 +194,7 @@ const environment = z
     ATELIER_WORKER_KEY: z.string().optional(),
     ATELIER_WORKER_TLS_NAME: z.string().optional(),
     ATELIER_CORS_ORIGINS: fromEnv.list().default([]).superRefine(checkOrigins),
+    ATELIER_MODEL_ALIASES: fromEnv.list().default([]).transform(modelAliases),
     // At 400 KB an answer, all of it is 100 MB.
     ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
     ATELIER_REDIS: z.string().transform(redisAddress).optional(),
@@ -277,6 +281,23 @@ function checkWorkers(addresses: readonly string[], context: z.RefinementCtx): v
       context.addIssue({ code: "custom", message: `${JSON.stringify(address)} is named twice` });
     }
   });
+}
+
+/** Of `name=model` and `name`. */
+function modelAliases(entries: readonly string[], context: z.RefinementCtx): ReadonlyMap<string, string | undefined> {
+  const aliases = new Map<string, string | undefined>();
+  const refuse = (entry: string, complaint: string) =>
+    context.addIssue({ code: "custom", message: `${JSON.stringify(entry)} ${complaint}` });
+  for (const entry of entries) {
+    const [, name, model] = /^([^\s=]{1,128})(?:=([^\s=]{1,128}))?$/.exec(entry) ?? [];
+    if (name === undefined) refuse(entry, "is neither name=model nor a name alone");
+    else if (aliases.has(name)) refuse(entry, `names ${name} again`);
+    else aliases.set(name, model);
+  }
+  for (const [name, model] of aliases) {
+    if (model !== undefined && aliases.has(model)) refuse(`${name}=${model}`, "leads to another alias, not to a model");
+  }
+  return aliases;
 }
 
 function redisAddress(text: string, context: z.RefinementCtx): RedisAddress {

@@ -486,6 +486,8 @@ describe("what operators ask", () => {
   it("lists the models with limits, defaults and the workers ready for them", async () => {
     const response = await fetch(`${gateway().url}/v1/models`);
     expect(await response.json()).toEqual({
+      object: "list",
+      data: [{ id: "atelier-tiny", object: "model", created: 0, owned_by: "atelier", root: "atelier-tiny" }],
       models: [
         {
           id: "atelier-tiny",

@@ -69,8 +69,21 @@ export type CompleteRequest = Omit<ImageRequest, "seed"> & { readonly seed: numb
 /** A request as a dialect reads it: what the caller left open is undefined, for the model to fill in. */
 export type ImageRequestDraft = Omit<
   ImageRequest,
-  "model" | "guidanceScale" | "sampler" | "seed" | "initPicture" | "startLatent" | "adapters" | "reduced"
+  | "model"
+  | "width"
+  | "height"
+  | "steps"
+  | "guidanceScale"
+  | "sampler"
+  | "seed"
+  | "initPicture"
+  | "startLatent"
+  | "adapters"
+  | "reduced"
 > & {
+  readonly width: number | undefined;
+  readonly height: number | undefined;
+  readonly steps: number | undefined;
   readonly adapters?: readonly AdapterUse[] | undefined;
   readonly model: string | undefined;
   readonly guidanceScale: number | undefined;

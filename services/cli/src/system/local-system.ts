@@ -33,6 +33,17 @@ export interface LocalSystemOptions {
   readonly restartLimits?: RestartLimits;
 }
 
+/** What programs written for OpenAI's API ask for when nobody tells them otherwise: here, the first model. */
+const OPENAI_MODELS = [
+  "gpt-image-1",
+  "gpt-image-1-mini",
+  "gpt-image-1.5",
+  "gpt-image-2",
+  "chatgpt-image-latest",
+  "dall-e-2",
+  "dall-e-3",
+] as const;
+
 /** Of the first gateway's gRPC API. */
 const GRPC_PORT = 50_050;
 /** Loading a large model from a slow disk takes minutes; more than this is no start. */
@@ -173,6 +184,7 @@ export class LocalSystem {
         ATELIER_LISTEN: listen,
         ATELIER_GRPC_LISTEN: grpc,
         ATELIER_WORKERS: workers.join(","),
+        ...(process.env["ATELIER_MODEL_ALIASES"] === undefined && { ATELIER_MODEL_ALIASES: OPENAI_MODELS.join(",") }),
         ATELIER_LOG_LEVEL: logLevel,
         ...(redisUrl === undefined ? {} : { ATELIER_REDIS: redisUrl }),
       },

@@ -6,6 +6,7 @@ import type { Fleet } from "../fleet/fleet.ts";
 import type { CompleteRequest, Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
 import type { InFlight } from "../in-flight.ts";
 import type { GatewayMetrics } from "../metrics.ts";
+import type { ModelAliases } from "../model-aliases.ts";
 import { checkAllowed, viewsFor } from "../tenants/allow-lists.ts";
 import type {
   Admission,
@@ -19,6 +20,7 @@ import type {
 
 export interface GenerationsOptions {
   readonly fleet: Pick<Fleet, "views">;
+  readonly aliases: Pick<ModelAliases, "resolve">;
   readonly inFlight: InFlight;
   readonly tenantLimits: TenantLimits;
   readonly cache: ResultCache;
@@ -69,8 +71,11 @@ export class Generations {
    * @throws ServingError as completeRequest does, FORBIDDEN where it names a model or adapter that is not for the caller.
    */
   complete(draft: ImageRequestDraft, caller: Caller): CompleteRequest {
-    checkAllowed(caller, draft);
-    return completeRequest(draft, viewsFor(caller, this.#options.fleet.views()));
+    const { fleet, aliases } = this.#options;
+    const views = fleet.views();
+    const named = { ...draft, model: aliases.resolve(draft.model, views) };
+    checkAllowed(caller, named);
+    return completeRequest(named, viewsFor(caller, views));
   }
 
   async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {

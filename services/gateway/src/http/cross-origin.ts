@@ -31,6 +31,7 @@ const EXPOSED = [
   "server-timing",
   "www-authenticate",
   "x-atelier-cache",
+  "x-atelier-ignored",
   "x-atelier-receipt",
   "x-atelier-request-id",
   "x-atelier-seed",

@@ -67,13 +67,20 @@ export class HttpRefusal extends ServingError {
   }
 }
 
+declare module "fastify" {
+  interface FastifyContextConfig {
+    /** Words the route's failures as its dialect does; absent: as ours does. Must not throw. */
+    wordFailure?: (error: ServingError, answer: ErrorReply) => ErrorReply;
+  }
+}
+
 export interface ErrorReply {
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
-  readonly body: ErrorBody;
+  readonly body: object;
 }
 
-export function errorReply(error: ServingError, requestId: string): ErrorReply {
+export function errorReply(error: ServingError, requestId: string): ErrorReply & { readonly body: ErrorBody } {
   const retryAfterS = retryAfterSeconds(error);
   return {
     status: error instanceof HttpRefusal ? error.status : HTTP_STATUS[error.code],

@@ -1,5 +1,7 @@
 import { PassThrough, type Readable } from "node:stream";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Clock } from "@atelier/core";
+import type { FastifyReply } from "fastify";
 
 /** Well below the minute after which proxies give up on a silent connection. */
 const KEEP_ALIVE_MS = 15_000;
@@ -14,6 +16,14 @@ export const EVENT_STREAM_HEADERS = {
   // nginx would gather the events and pass them on together.
   "x-accel-buffering": "no",
 } as const;
+
+/**
+ * Resolves when the stream's headers have left: what fails right after its begin would change the status that they carry
+ * else, under a body of events.
+ */
+export async function headersOut({ raw }: FastifyReply): Promise<void> {
+  while (!raw.headersSent && !raw.closed) await nextTurn();
+}
 
 /**
  * One answer as server-sent events. Comments keep it alive while nothing else is said. It has no queue limit of its
@@ -42,6 +52,11 @@ export class EventStream {
   /** Returns false when the reader is slow: what can be left out should be, until it drains. JSON holds no raw newline. */
   send(event: string, data: unknown): boolean {
     return this.#write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
+  }
+
+  /** Has the headers leave before there is an event to send. */
+  open(): void {
+    this.#write(": open\n\n");
   }
 
   end(): void {

@@ -126,6 +126,7 @@ const KEPT_HEADERS = new Set([
   "x-atelier-cache",
   "x-atelier-simulated",
   "x-atelier-receipt",
+  "x-atelier-ignored",
 ]);
 
 function isStream(payload: unknown): payload is NodeJS.ReadableStream & { destroy(error?: Error): void } {

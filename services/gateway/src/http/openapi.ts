@@ -91,13 +91,18 @@ export function openApiRoute(app: FastifyInstance): void {
 
 /** The documented failures of a route. */
 export function errorResponses(...statuses: number[]) {
+  return failuresAs(errorBody, ...statuses);
+}
+
+/** The documented failures of a route whose dialect has a schema of its own for them. */
+export function failuresAs<Schema extends z.ZodType>(schema: Schema, ...statuses: number[]) {
   const entries = statuses.map((status) => {
     const description = FAILURES[status] ?? "The request failed.";
-    return [status, { description, content: { "application/json": { schema: errorBody } } }];
+    return [status, { description, content: { "application/json": { schema } } }];
   });
   return Object.fromEntries(entries) as Record<
     number,
-    { description: string; content: Record<string, { schema: typeof errorBody }> }
+    { description: string; content: Record<string, { schema: Schema }> }
   >;
 }
 

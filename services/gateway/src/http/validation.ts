@@ -19,6 +19,19 @@ export function readStrictly<Schema extends z.ZodType>(schema: Schema, data: unk
   throw refusal(read.error, { schema, data, part: "request" });
 }
 
+/** What is wrong with a field, for dialects that have a word for each. */
+export type FieldFault = "unknown" | "missing" | "invalid";
+
+/** A field that its schema does not let through. */
+export class FieldRefusal extends ServingError {
+  readonly fault: FieldFault;
+
+  constructor(message: string, { field, fault }: { field?: string; fault: FieldFault }) {
+    super("INVALID_REQUEST", message, { field });
+    this.fault = fault;
+  }
+}
+
 interface Refused {
   readonly schema: z.ZodType;
   readonly data: unknown;
@@ -32,17 +45,17 @@ function refusal({ issues }: z.ZodError, { schema, data, part }: Refused): Servi
     const unknown = issue.keys[0]!;
     const place = at.name === "" ? "" : ` in ${at.name}`;
     const message = `unknown field ${showValue(unknown)}${place}; the fields are ${Object.keys(shapeOf(at.schema)).join(", ")}`;
-    return new ServingError("INVALID_REQUEST", message, { field: at.name === "" ? cut(unknown) : at.name });
+    return new FieldRefusal(message, { field: at.name === "" ? cut(unknown) : at.name, fault: "unknown" });
   }
   if (at.name === "") {
-    return new ServingError("INVALID_REQUEST", `the ${part} is ${showValue(data)}; it must be a JSON object`);
+    return new FieldRefusal(`the ${part} is ${showValue(data)}; it must be a JSON object`, { fault: "invalid" });
   }
   const allowed = at.schema === undefined ? issue.message : allowedText(at.schema);
   const message =
     at.data === undefined
       ? `${at.name} is missing; it must be ${allowed}`
       : `${at.name} is ${showValue(at.data)}; it must be ${allowed}`;
-  return new ServingError("INVALID_REQUEST", message, { field: at.name });
+  return new FieldRefusal(message, { field: at.name, fault: at.data === undefined ? "missing" : "invalid" });
 }
 
 interface Located {

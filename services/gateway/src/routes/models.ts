@@ -1,26 +1,59 @@
+import { ServingError } from "@atelier/core";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { CatalogModel } from "../catalog.ts";
+import { openAiError, wordAsOpenAi } from "../dialects/openai-errors.ts";
+import { openAiModel, openAiModels } from "../dialects/openai-models.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { PLACE_STATUSES } from "../fleet/worker-view.ts";
-import { errorResponses } from "../http/openapi.ts";
+import { errorResponses, failuresAs } from "../http/openapi.ts";
+import { showValue } from "../http/validation.ts";
+import type { ModelAliases } from "../model-aliases.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
 import { catalogFor } from "../tenants/allow-lists.ts";
 
-/** GET /v1/models: what the fleet offers, as its workers last said. */
-export function modelsRoute(app: GatewayApp, { fleet }: { readonly fleet: Fleet }): void {
-  const schema = {
+export interface ModelsRouteOptions {
+  readonly fleet: Pick<Fleet, "views">;
+  readonly aliases: Pick<ModelAliases, "namesIn">;
+}
+
+/** GET /v1/models: what the fleet offers, as its workers last said; for our own clients and for OpenAI's in one answer. */
+export function modelsRoutes(app: GatewayApp, { fleet, aliases }: ModelsRouteOptions): void {
+  const list = {
     operationId: "listModels",
     summary: "The models that the caller may use, with their limits and defaults",
     response: { 200: modelList, ...errorResponses(401, 403, 500, 503) },
   };
-  app.get("/v1/models", { schema, config: { scope: "models" } }, async (request) => ({
-    models: catalogFor(request.caller, fleet.views()).map(modelToJson),
-  }));
+  app.get("/v1/models", { schema: list, config: { scope: "models" } }, async ({ caller }) => {
+    const catalog = catalogFor(caller, fleet.views());
+    return { object: "list" as const, data: openAiModels(catalog, aliases), models: catalog.map(modelToJson) };
+  });
+
+  const read = {
+    operationId: "getOpenAiModel",
+    summary: "A model, as OpenAI's API has it",
+    params: z.object({ id: z.string() }),
+    response: { 200: openAiModel, ...failuresAs(openAiError, 401, 403, 404, 500, 503) },
+  };
+  app.get(
+    "/v1/models/:id",
+    { schema: read, config: { scope: "models", wordFailure: wordAsOpenAi } },
+    async (request) => {
+      const { id } = request.params;
+      const all = openAiModels(catalogFor(request.caller, fleet.views()), aliases);
+      const found = all.find((model) => model.id === id);
+      if (found !== undefined) return found;
+      const known = all.map((model) => model.id).join(", ") || "none";
+      const message = `model ${showValue(id)} is not served here; known models: ${known}`;
+      throw new ServingError("MODEL_NOT_FOUND", message, { field: "model" });
+    },
+  );
 }
 
 const modelList = z
   .object({
+    object: z.literal("list"),
+    data: z.array(openAiModel).describe("The same models and their other names, as OpenAI's clients read them."),
     models: z.array(
       z.object({
         id: z.string().describe("What a request names."),

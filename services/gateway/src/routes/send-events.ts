@@ -2,8 +2,7 @@ import type { Clock } from "@atelier/core";
 import type { FastifyReply } from "fastify";
 import { acceptedToJson, previewToJson, progressToJson, queuedToJson } from "../dialects/generate-events.ts";
 import type { Served } from "../generations/ports.ts";
-import type { ErrorBody } from "../http/error-reply.ts";
-import { EVENT_STREAM_HEADERS, EventStream } from "../http/event-stream.ts";
+import { EVENT_STREAM_HEADERS, EventStream, headersOut } from "../http/event-stream.ts";
 import { SEED_HEADER } from "../http/generation-edge.ts";
 import type { GenerationEvent } from "../image-request.ts";
 import { ProgressThrottle } from "../progress-throttle.ts";
@@ -22,7 +21,7 @@ export interface SendEventsOptions {
   /** The data of `completed`. */
   readonly completed: (served: Served) => object;
   /** Notes a failure where failures are noted, and gives what the caller reads of it. */
-  readonly fail: (thrown: unknown) => ErrorBody;
+  readonly fail: (thrown: unknown) => object;
 }
 
 /**
@@ -67,9 +66,10 @@ export async function sendEvents(reply: FastifyReply, options: SendEventsOptions
         events.send("completed", completed(served));
         begin(served.request.seed);
       },
-      (thrown) => {
+      async (thrown) => {
         cancelQueued?.();
         if (!begins) return begun.reject(thrown);
+        await headersOut(reply);
         progress.finish();
         events.send("error", fail(thrown));
       },
