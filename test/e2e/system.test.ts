@@ -140,17 +140,12 @@ describe("what is wrong is refused at the door, by name", () => {
 });
 
 describe("a worker that dies", () => {
-  it("fails the request that it held, in time and saying so, and is started again", async () => {
+  it("is started again, and finishes the request that it held", async () => {
     const [pid] = await system.workerPids();
-    const held = post({ prompt: "a sofa", width: 1024, height: 1024, steps: 150 });
+    const held = image({ prompt: "a sofa", width: 512, height: 512, steps: 100, seed: 5 });
     await sleep(1_500);
-    const killedAt = Date.now();
     process.kill(pid!, "SIGKILL");
-    const response = await held;
-    const { error } = (await response.json()) as { error: { code: string; message: string } };
-    expect(response.status).toBe(502);
-    expect(error.code).toBe("WORKER_LOST");
-    expect(Date.now() - killedAt).toBeLessThan(10_000);
+    expect((await held).receipt).toMatchObject({ seed: 5, steps: 100, attempts: 2 });
 
     await until(
       async () => (await fetch(`${system.url}/readyz`)).status === 200 && (await system.workerPids())[0] !== pid,
