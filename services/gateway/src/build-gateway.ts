@@ -6,6 +6,7 @@ import { createAdmissionMetrics } from "./admission/admission-metrics.ts";
 import { BrownOut } from "./admission/brown-out.ts";
 import { DeviceAdmission } from "./admission/device-admission.ts";
 import { buildApp, type GatewayApp } from "./app.ts";
+import { openApproximate } from "./approximate/open-approximate.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
 import { openCache } from "./cache/open-cache.ts";
 import { dnsNameOf, type GatewayConfig } from "./config.ts";
@@ -16,7 +17,7 @@ import { Fleet } from "./fleet/fleet.ts";
 import { WorkerClient } from "./fleet/worker-client.ts";
 import { joinedDirectory, staticDirectory, type WorkerDirectory } from "./fleet/worker-directory.ts";
 import { Generations } from "./generations/generations.ts";
-import { withoutCache } from "./generations/without.ts";
+import { withoutCache, withoutSimilarStarts } from "./generations/without.ts";
 import { GenerationService } from "./grpc/generation-service.ts";
 import { GrpcServer } from "./grpc/grpc-server.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
@@ -102,6 +103,17 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   });
   const cache =
     config.cache && openCache({ ...world, config: config.cache, fleet, store, redis, registry: metrics.registry });
+  const approximate =
+    cache &&
+    config.approximate &&
+    openApproximate({
+      ...world,
+      config: config.approximate,
+      fleet,
+      shared: redis && store,
+      exact: cache,
+      registry: metrics.registry,
+    });
   const { waitMaxMs, brownOutAfterMs } = config.admission;
   const brownOut = brownOutAfterMs === undefined ? undefined : new BrownOut({ clock, afterMs: brownOutAfterMs });
   const admission = new DeviceAdmission({
@@ -118,6 +130,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     metrics,
     tenantLimits: tenancy.gate,
     cache: cache ?? withoutCache,
+    similarStarts: approximate ?? withoutSimilarStarts,
     admission,
     dispatcher: new Dispatcher({
       ...world,
@@ -186,6 +199,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     close: async () => {
       background.close();
       fleet.close();
+      approximate?.close();
       cache?.close();
       await tenancy.close();
       redis?.close();

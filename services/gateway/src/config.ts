@@ -2,6 +2,7 @@ import { fromEnv, readConfig } from "@atelier/core";
 import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
+import { APPROXIMATE_MODES, type ApproximateMode } from "./approximate/approximate-cache.ts";
 import { CACHE_SCOPES } from "./cache/cache-key.ts";
 import type { CacheRules } from "./cache/exact-cache.ts";
 import { checkOrigins, checkTlsFiles, tlsFiles, type WorkerTlsConfig, workerTls } from "./edge-config.ts";
@@ -40,6 +41,8 @@ export interface GatewayConfig {
   readonly generationsKeptMs: number;
   /** Undefined: everything is made anew. */
   readonly cache: CacheConfig | undefined;
+  /** Undefined: every picture begins from noise. */
+  readonly approximate: ApproximateConfig | undefined;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
   readonly admission: AdmissionConfig;
@@ -54,6 +57,13 @@ export interface CacheConfig extends CacheRules {
   readonly redisBytesMax: number;
   /** What "of late" is. */
   readonly askWindowMs: number;
+}
+
+export interface ApproximateConfig {
+  readonly mode: ApproximateMode;
+  /** Of latents, in Redis or else in this process. */
+  readonly bytesMax: number;
+  readonly ttlMs: number;
 }
 
 export interface TenancyConfig {
@@ -128,6 +138,14 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
             minAsks: read.ATELIER_CACHE_MIN_ASKS,
             askWindowMs: read.ATELIER_CACHE_ASK_WINDOW_MS,
             leaseMs: Math.min(read.ATELIER_LEASE_MS, FLIGHT_LEASE_MS_MAX),
+          })
+        : undefined,
+    approximate:
+      read.ATELIER_APPROXIMATE !== "off" && read.ATELIER_CACHE_SCOPE !== "off" && read.ATELIER_APPROXIMATE_MEMORY > 0
+        ? Object.freeze({
+            mode: read.ATELIER_APPROXIMATE,
+            bytesMax: read.ATELIER_APPROXIMATE_MEMORY,
+            ttlMs: read.ATELIER_CACHE_TTL_MS,
           })
         : undefined,
     leaseMs: read.ATELIER_LEASE_MS,
@@ -214,6 +232,12 @@ const environment = z
     ATELIER_CACHE_VARIANTS: fromEnv.integer({ min: 0, max: 64 }).default(4),
     ATELIER_CACHE_MIN_ASKS: fromEnv.integer({ min: 1, max: 200 }).default(2),
     ATELIER_CACHE_ASK_WINDOW_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(3_600_000),
+    // What it changes is the picture, so callers decide.
+    ATELIER_APPROXIMATE: z
+      .enum(["off", ...APPROXIMATE_MODES], { error: `must be one of off, ${APPROXIMATE_MODES.join(", ")}` })
+      .default("on-request"),
+    // A thousand pictures of 512x512 at two steps each.
+    ATELIER_APPROXIMATE_MEMORY: bytesOrNone(256 * 1024 * 1024),
     ATELIER_KEYS_FILE: z.string().optional(),
     ATELIER_KEYS: z.string().optional(),
     ATELIER_ANONYMOUS: z.enum(["allow"], { error: "must be allow, or unset" }).optional(),

@@ -61,6 +61,10 @@ export interface StartLatent {
   readonly width: number;
   /** The first step to run; those before it are left out. */
   readonly stepIndex: number;
+  /** Of the bundle that made it; another one begins from noise. */
+  readonly modelDigest: string;
+  /** No model ran; one that does begins from noise. */
+  readonly simulated: boolean;
 }
 
 /** A request with every default applied but the seed, which is drawn where the caller named none. */

@@ -18,6 +18,7 @@ import type {
   ImageFormatName,
   ImageRequest,
   StageName,
+  StartLatent,
 } from "./image-request.ts";
 import { samplerFromWire, samplerToWire } from "./samplers.ts";
 
@@ -58,10 +59,15 @@ export function requestToWire(
     quality: request.quality ?? 0,
     initImage: request.initPicture?.bytes ?? new Uint8Array(),
     resumeFrom: [...resumeFrom],
+    ...(request.startLatent && { startLatent: startLatentToWire(request.startLatent) }),
     checkpointEverySteps: checkpointEvery,
     previewEverySteps: request.previewEvery ?? 0,
     order: { priorityClass: PRIORITIES[order.priority], tenant: order.tenant, tenantWeight: order.weight ?? 1 },
   };
+}
+
+function startLatentToWire({ channels, height, width, latent, stepIndex }: StartLatent) {
+  return { shape: { channels, height, width }, latent, stepIndex };
 }
 
 export function pictureFromWire(image: GeneratedImage): GeneratedPicture {

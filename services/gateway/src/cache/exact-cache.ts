@@ -74,6 +74,11 @@ export class ExactCache implements ResultCache {
     return this.#options.config.scope;
   }
 
+  /** What was purged, for all that is kept of results. */
+  get purges(): Pick<PurgeLog, "newest" | "covers"> {
+    return this.#purges;
+  }
+
   close(): void {
     this.#purges.close();
     this.#sharedFlights?.close();

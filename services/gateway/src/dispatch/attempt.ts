@@ -40,6 +40,14 @@ export interface AttemptOptions {
 /** What somebody else has finished ends with this. */
 export const SUPERSEDED = new ServingError("CANCELLED", "the pictures came from another attempt");
 
+/** A latent means something only to the model that made it: another worker's begins from noise. */
+function startable(request: ImageRequest, { models, simulated }: WorkerView): ImageRequest {
+  const { startLatent, ...rest } = request;
+  if (startLatent === undefined) return request;
+  const fits = models.get(request.model)?.digest === startLatent.modelDigest && simulated === startLatent.simulated;
+  return fits ? request : rest;
+}
+
 /** One call to one worker for a slice of a request. What it brings is the request's, whatever becomes of the attempt. */
 export class Attempt {
   /** How it failed; undefined: its slice is complete. Rejects with the reason of the request's signal. */
@@ -74,7 +82,7 @@ export class Attempt {
     this.#watch = this.#watchForStall();
     this.#call = callWorker(
       client,
-      requestToWire(request, { callId, order: limits.order, slice, checkpointEvery, resumeFrom }),
+      requestToWire(startable(request, worker), { callId, order: limits.order, slice, checkpointEvery, resumeFrom }),
       { deadlineAtMs: limits.deadline.atMs, signal: limits.signal, take: (message) => this.#take(message) },
     );
     this.failed = this.#call.ended.then(

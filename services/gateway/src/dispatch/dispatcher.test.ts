@@ -116,6 +116,26 @@ describe("a request whose worker is lost", () => {
     });
   });
 
+  it("goes on with the latent it began from, but begins from noise at a worker with another model or device", async () => {
+    const { fleet, ask } = rig(["a", "b", "c"]);
+    const shape = { channels: 4, height: 32, width: 32 };
+    const made = { modelDigest: "sha256:00", simulated: false };
+    fleet.change("c", { digest: "sha256:11" });
+    const answer = ask({ steps: 20, startLatent: { ...shape, ...made, stepIndex: 6, latent: new Uint8Array(16) } });
+    const [a] = await fleet.calls(1);
+    a!.accepted(14);
+    a!.checkpoint(0, 10);
+    a!.fail("WORKER_LOST");
+    const [, b] = await fleet.calls(2);
+    expect(b!.request).toMatchObject({ startLatent: { stepIndex: 6, shape }, resumeFrom: [{ stepIndex: 10 }] });
+    b!.fail("WORKER_LOST");
+    const [, , c] = await fleet.calls(3);
+    expect([c!.request.startLatent, c!.request.resumeFrom]).toEqual([undefined, []]);
+    c!.accepted(20);
+    c!.finish();
+    await answer;
+  });
+
   it("begins from noise again where the next worker refuses its checkpoint, silently until it has caught up", async () => {
     const { fleet, ask, events } = rig(["a", "b"]);
     const answer = ask({});

@@ -71,6 +71,11 @@ export class Fleet {
     return Array.from(this.#members.values(), (member) => this.#view(member, nowMs));
   }
 
+  /** For what is no generation; undefined where no such worker is known any more. */
+  clientAt(address: string): WorkerClient | undefined {
+    return this.#members.get(address)?.client;
+  }
+
   /** Calls `listener` after any change of any view but its in-flight count. The result ends that. */
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener);

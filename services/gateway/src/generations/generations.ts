@@ -15,6 +15,7 @@ import type {
   ResultCache,
   Served,
   ServiceOrder,
+  SimilarStarts,
   TenantLimits,
 } from "./ports.ts";
 
@@ -24,6 +25,7 @@ export interface GenerationsOptions {
   readonly inFlight: InFlight;
   readonly tenantLimits: TenantLimits;
   readonly cache: ResultCache;
+  readonly similarStarts: SimilarStarts;
   readonly admission: Admission;
   readonly dispatcher: Pick<Dispatcher, "generate">;
   readonly metrics: Pick<GatewayMetrics, "images">;
@@ -39,7 +41,7 @@ export class Generations {
 
   /** complete -> the tenant's limits -> cache and single-flight -> admission -> dispatch. Rejects with a ServingError. */
   async run(draft: ImageRequestDraft, context: GenerationContext): Promise<Served> {
-    const { inFlight, tenantLimits, cache, admission, metrics } = this.#options;
+    const { inFlight, tenantLimits, cache, similarStarts, admission, metrics } = this.#options;
     const order = orderOf(context);
     const asked = admission.adjust(this.complete(draft, context.caller), order);
 
@@ -50,7 +52,10 @@ export class Generations {
       try {
         const signal = AbortSignal.any([context.signal, place.signal, tenant.signal]);
         signal.throwIfAborted();
-        served = await cache.serve(asked, { ...context, order, signal }, (image, limits) => this.#make(image, limits));
+        const use = { ...context.cache, approximate: similarStarts.allowed(context.cache) };
+        served = await cache.serve(asked, { ...context, order, signal, cache: use }, (image, limits) =>
+          similarStarts.make(image, limits, use, (begun, within) => this.#make(begun, within)),
+        );
         const { receipt, pictures } = served.generation;
         metrics.images.inc(
           { model: receipt.model, format: asked.format, simulated: String(receipt.simulated) },

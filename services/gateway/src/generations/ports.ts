@@ -88,6 +88,14 @@ export interface ResultCache {
   ): Promise<Served>;
 }
 
+/** Has pictures begin from what was made for similar prompts, where that is allowed. */
+export interface SimilarStarts {
+  /** Whether a request that uses the caches so may be begun so. */
+  allowed(use: CacheUse): boolean;
+  /** As `make`, which may be given a start. Rejects as that does. */
+  make(image: ImageRequest, limits: MakeLimits, use: CacheUse, make: Make): Promise<Generation>;
+}
+
 /** A tenant's own limits and its account. */
 export interface TenantLimits {
   /**

@@ -1,6 +1,12 @@
 import { newSeed } from "@atelier/core";
 import { withSeed } from "../complete-request.ts";
-import type { ResultCache } from "./ports.ts";
+import type { ResultCache, SimilarStarts } from "./ports.ts";
+
+/** Every picture begins from noise. */
+export const withoutSimilarStarts: SimilarStarts = {
+  allowed: () => false,
+  make: (image, limits, _use, make) => make(image, limits),
+};
 
 /** Everything is made anew. */
 export const withoutCache: ResultCache = {

@@ -32,7 +32,8 @@ describe("denoiseWork", () => {
     const initPicture = { bytes: new Uint8Array(1), strength: 0.6 };
     const { passes } = denoiseWork(imageRequest({ steps: 20, initPicture }), model(twoPasses));
     expect(passes).toEqual([{ area: 32 * 32, steps: 12 }]);
-    const startLatent = { latent: new Uint8Array(1), channels: 4, height: 32, width: 32, stepIndex: 8 };
+    const shape = { channels: 4, height: 32, width: 32 };
+    const startLatent = { ...shape, latent: new Uint8Array(1), stepIndex: 8, modelDigest: "", simulated: false };
     expect(denoiseWork(imageRequest({ steps: 20, startLatent }), model()).passes).toEqual([
       { area: 32 * 32, steps: 12 },
     ]);

@@ -61,6 +61,8 @@ export class FakeWorker {
   readonly embedded: string[][] = [];
   /** The vector of a text; a function of the text alone where a test sets none. A ServingError is what the call fails with. */
   vectorOf: (text: string) => readonly number[] | ServingError = fakeVector;
+  /** Answers come with the checkpoints that were asked for: latents of [4, height / 8, width / 8] whose bytes are the step. */
+  checkpoints = false;
   /** For requests that have no behaviour of their own. */
   usually: Behaviour = { kind: "answer" };
 
@@ -230,6 +232,7 @@ export class FakeWorker {
     }
     if (behaviour.kind === "answer") {
       for (const value of behaviour.progress ?? []) write({ case: "progress", value });
+      if (this.checkpoints) for (const state of checkpointsOf(request)) write({ case: "checkpoint", value: { state } });
       await behaviour.after;
     }
     if (cancelled) return;
@@ -258,6 +261,7 @@ export class FakeWorker {
         embeddingsCached: true,
         preemptions: 2,
         batchDifference: 0.5,
+        reusedSteps: request.startLatent?.stepIndex ?? 0,
       };
       write({ case: "completed", value: { receipt } });
     }
@@ -272,6 +276,22 @@ function fakeVector(text: string): readonly number[] {
   const values = Array.from({ length: 32 }, (_, i) => digest[i]! - 127.5);
   const length = Math.hypot(...values);
   return values.map((x) => x / length);
+}
+
+function checkpointsOf({ parameters, checkpointEverySteps: every, startLatent }: GenerateRequest) {
+  const { steps, width, height, numImages } = parameters!;
+  const shape = { channels: 4, height: height / 8, width: width / 8 };
+  const latent = (step: number) => new Uint8Array(4 * shape.channels * shape.height * shape.width).fill(step);
+  return Array.from({ length: numImages * steps }, (_, i) => ({ imageIndex: Math.floor(i / steps), step: i % steps }))
+    .filter(({ step }) => every > 0 && step > (startLatent?.stepIndex ?? 0) && step % every === 0)
+    .map(({ imageIndex, step }) => ({
+      imageIndex,
+      modelDigest: "sha256:00",
+      phase: 0,
+      stepIndex: step,
+      shape,
+      latent: latent(step),
+    }));
 }
 
 /** Bytes that stand for a picture; nothing in the gateway looks into them. */
