@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Prints the folder of a Python environment with the trainer's requirements, building it first where it is absent.
+# Prints the folder of a Python environment with the trainer's requirements, or those in the file that is named, building
+# it first where it is absent: python-env.sh [REQUIREMENTS [GIGABYTES_NEEDED]].
 # It lies outside the checkout, under a name that changes with the requirements: built once, shared, never stale.
-# Only retraining, golden files and the comparison with diffusers need it; nothing that serves pictures does.
+# Only retraining, golden files, other programs' clients and the comparison with diffusers need it; nothing that serves pictures does.
 set -euo pipefail
 
-requirements="$(cd "$(dirname "$0")/.." && pwd)/services/trainer/requirements.txt"
+requirements="${1:-$(cd "$(dirname "$0")/.." && pwd)/services/trainer/requirements.txt}"
 cache="${ATELIER_CACHE:-$HOME/.cache/atelier}"
 python="${PYTHON:-python3}"
-GIGABYTES_NEEDED=10 # 6.5 installed, and pip's downloads beside it
+GIGABYTES_NEEDED="${2:-10}" # of the trainer's: 6.5 installed, and pip's downloads beside it
 
 say() { echo "python-env: $*" >&2; }
 fail() { say "$@"; exit 1; }
