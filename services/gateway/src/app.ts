@@ -17,6 +17,7 @@ import Fastify, {
 import { serializerCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import type { BackgroundGenerations } from "./background/background-generations.ts";
 import type { ExactCache } from "./cache/exact-cache.ts";
+import { wordAsA1111 } from "./dialects/a1111-errors.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { Generations } from "./generations/generations.ts";
 import { type Authenticator, authenticateAll } from "./http/authentication.ts";
@@ -34,6 +35,7 @@ import { strictValidator } from "./http/validation.ts";
 import type { InFlight } from "./in-flight.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { ModelAliases } from "./model-aliases.ts";
+import { a1111Routes } from "./routes/a1111.ts";
 import { adminCacheRoutes } from "./routes/admin-cache.ts";
 import { adminKeysRoutes } from "./routes/admin-keys.ts";
 import { adminTenantsRoutes } from "./routes/admin-tenants.ts";
@@ -135,6 +137,7 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   generationsRoute(app, generationRoutes);
   generationsRecordsRoutes(app, options);
   openAiImagesRoutes(app, generationRoutes);
+  a1111Routes(app, options);
   modelsRoutes(app, options);
   usageRoute(app, { ...options, ...options.tenancy });
   adminCacheRoutes(app, options);
@@ -187,11 +190,16 @@ function sendError(thrown: unknown, request: FastifyRequest, reply: FastifyReply
     .send(body);
 }
 
+/** As the route's dialect does; of a route that is not there, its path tells the dialect. */
+function wordFailureOf({ routeOptions, url }: FastifyRequest) {
+  return routeOptions.config?.wordFailure ?? (url.startsWith("/sdapi/") ? wordAsA1111 : undefined);
+}
+
 /** Logs and counts a failure by its own status, even where the caller was long told 200, as in a stream of events. */
 function noteFailure(thrown: unknown, request: FastifyRequest, reply: FastifyReply, options: AppOptions): ErrorReply {
   const error = readableError(thrown, { ...options, contentType: request.headers["content-type"] });
   const ours = errorReply(error, request.id);
-  const answer = request.routeOptions.config?.wordFailure?.(error, ours) ?? ours;
+  const answer = wordFailureOf(request)?.(error, ours) ?? ours;
   const { status } = answer;
   reply.raw.statusCode = status; // what `observe` reads; on the wire it changes nothing once the headers are out
   const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";

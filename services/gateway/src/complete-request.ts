@@ -3,6 +3,7 @@ import { type CatalogModel, findModel } from "./catalog.ts";
 import type { WorkerView } from "./fleet/worker-view.ts";
 import type { CompleteRequest, ImageRequest, ImageRequestDraft } from "./image-request.ts";
 import { readInitPicture } from "./init-picture.ts";
+import { KARRAS_SAMPLERS, type SamplerName } from "./samplers.ts";
 
 /**
  * Fills in what the caller left open from the model's defaults, and checks the whole against the model's limits, so
@@ -20,6 +21,8 @@ export function completeRequest(draft: ImageRequestDraft, fleet: readonly Worker
   checkAtMost("num_images", draft.numImages, model.limits.numImagesMax, model);
   if (draft.seed !== undefined) checkSeeds(draft.seed, draft.numImages);
   checkQuality(draft);
+  const sampler = draft.sampler ?? model.defaults.sampler;
+  checkKarras(draft, sampler);
   const { initImage, strength, adapters = [], ...rest } = draft;
   checkAdapters(adapters);
   const initPicture = readInitPicture({ initImage, strength });
@@ -32,7 +35,7 @@ export function completeRequest(draft: ImageRequestDraft, fleet: readonly Worker
     seed: draft.seed,
     adapters,
     guidanceScale: draft.guidanceScale ?? model.defaults.guidanceScale,
-    sampler: draft.sampler ?? model.defaults.sampler,
+    sampler,
     ...(initPicture && { initPicture }),
   };
 }
@@ -77,6 +80,12 @@ function checkSeeds(seed: number, numImages: number): void {
   if (seed <= Number.MAX_SAFE_INTEGER - (numImages - 1)) return;
   const message = `seed is ${seed}; with ${numImages} images the last seed would be above ${Number.MAX_SAFE_INTEGER}`;
   throw new ServingError("INVALID_REQUEST", message, { field: "seed" });
+}
+
+function checkKarras({ karrasSigmas = false }: ImageRequestDraft, sampler: SamplerName): void {
+  if (!karrasSigmas || KARRAS_SAMPLERS.includes(sampler)) return;
+  const message = `karras_sigmas is true, but ${sampler} has no such spacing; ${KARRAS_SAMPLERS.join(", ")} have`;
+  throw new ServingError("INVALID_REQUEST", message, { field: "karras_sigmas" });
 }
 
 function checkQuality({ format, quality }: ImageRequestDraft): void {

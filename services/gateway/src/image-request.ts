@@ -23,6 +23,8 @@ export interface ImageRequest {
   readonly steps: number;
   readonly guidanceScale: number;
   readonly sampler: SamplerName;
+  /** Noise levels spaced as Karras et al. do (arXiv:2206.00364, eq. 5); absent or false: as the model's own schedule. */
+  readonly karrasSigmas?: boolean | undefined;
   /** 0..2^53-1; image i of the request uses seed + i. */
   readonly seed: number;
   readonly numImages: number;

@@ -15,6 +15,9 @@ export type SamplerName = keyof typeof WIRE;
 
 export const SAMPLER_NAMES = Object.keys(WIRE) as [SamplerName, ...SamplerName[]];
 
+/** Those whose noise levels can be spaced by Karras et al.; workers refuse it of the others. */
+export const KARRAS_SAMPLERS: readonly SamplerName[] = ["dpmpp_2m", "dpmpp_2m_sde", "euler", "unipc"];
+
 export function samplerToWire(name: SamplerName): Sampler {
   return WIRE[name];
 }

@@ -51,6 +51,7 @@ export function requestToWire(
       steps: request.steps,
       guidanceScale: request.guidanceScale,
       sampler: samplerToWire(request.sampler),
+      karrasSigmas: request.karrasSigmas ?? false,
       seed: BigInt(request.seed) + BigInt(slice.first),
       numImages: slice.count,
       strength: request.initPicture?.strength ?? 0,

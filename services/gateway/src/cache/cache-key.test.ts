@@ -17,6 +17,7 @@ describe("pictureDigest", () => {
     ["the steps", { steps: 26 }],
     ["the guidance", { guidanceScale: 3 }],
     ["the sampler", { sampler: "euler" as const }],
+    ["the spacing of its noise levels", { karrasSigmas: true }],
     ["the number of images", { numImages: 2 }],
     ["the format", { format: "jpeg" as const }],
     ["the quality", { format: "jpeg" as const, quality: 80 }],
@@ -47,6 +48,10 @@ describe("pictureDigest", () => {
 
   it("is the same whoever asks and whatever is shown on the way", () => {
     expect(digest({ id: "another", previewEvery: 5, seed: 9 })).toBe(digest());
+  });
+
+  it("is the same whether the model's own spacing is asked for or left to be", () => {
+    expect(digest({ karrasSigmas: false })).toBe(digest());
   });
 
   it("is the same for two spellings of one text in Unicode", () => {

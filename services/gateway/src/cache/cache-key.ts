@@ -31,7 +31,7 @@ export function pictureDigest(asked: CompleteRequest, made: { modelDigest: strin
   // Who asks, how it is shown on the way, where it goes on from and what was asked at first change no picture.
   const { id: _id, previewEvery: _previews, startLatent: _start, reduced: _reduced, seed: _seed, ...drawn } = asked;
   const { model, prompt, negativePrompt, width, height, steps, guidanceScale, sampler, numImages, ...more } = drawn;
-  const { format, quality = null, initPicture, adapters, ...rest } = more;
+  const { karrasSigmas = false, format, quality = null, initPicture, adapters, ...rest } = more;
   rest satisfies Record<string, never>; // a new field of requests has to be given its place here
   const canonical: Canonical = {
     form: FORM,
@@ -46,6 +46,7 @@ export function pictureDigest(asked: CompleteRequest, made: { modelDigest: strin
     steps,
     guidance_scale: guidanceScale,
     sampler,
+    karras_sigmas: karrasSigmas,
     num_images: numImages,
     format,
     quality,

@@ -26,6 +26,12 @@ export const generationBody = z
       .max(LORAS_MAX)
       .default([])
       .describe(`a list of at most ${LORAS_MAX} adapters, each {"name", "weight"}, which act together`),
+    karras_sigmas: z
+      .boolean()
+      .default(false)
+      .describe(
+        "Noise levels spaced as Karras et al. do, where the sampler can; otherwise as the model's own schedule.",
+      ),
     cache: z
       .enum(CACHE_MODES)
       .optional()
@@ -64,7 +70,7 @@ export function draftFromGeneration(
   body: GenerationBody,
   names: { id: string; format: ImageFormatName },
 ): ImageRequestDraft {
-  return { ...draftFromBody(body, names), adapters: body.loras };
+  return { ...draftFromBody(body, names), adapters: body.loras, karrasSigmas: body.karras_sigmas };
 }
 
 /** The answer to POST /v1/generations that waits for its pictures. */

@@ -10,6 +10,8 @@ export const CACHE_HEADER = "x-atelier-cache";
 export const SIMULATED_HEADER = "x-atelier-simulated";
 /** What an overloaded system took away: "steps=25->12, sampler=ddim->dpmpp_2m". */
 export const REDUCED_HEADER = "x-atelier-reduced";
+/** Names the fields that were read and change nothing, where a dialect has such. */
+export const IGNORED_HEADER = "x-atelier-ignored";
 /** Beside a picture's own bytes: the receipt as JSON in base64url. */
 export const RECEIPT_HEADER = "x-atelier-receipt";
 

@@ -109,6 +109,9 @@ export function failuresAs<Schema extends z.ZodType>(schema: Schema, ...statuses
 /** Documented as text and sent as a Buffer, which fastify passes on untouched: a serializer would write JSON. */
 export const sentAsBytes = z.string().meta({ format: "binary" }) as z.ZodType as z.ZodType<Buffer>;
 
+/** Documented as what it holds and sent as JSON that is written already, which fastify passes on untouched. */
+export const sentAsWritten = (schema: z.ZodType) => schema as z.ZodType<unknown>;
+
 /** Documented as its events and sent as a stream of text, which fastify passes on untouched. */
 export const sentAsStream = (event: z.ZodType) => event as z.ZodType as z.ZodType<Readable>;
 

@@ -18,14 +18,11 @@ import { partsOf } from "../generations/in-parts.ts";
 import type { Served } from "../generations/ports.ts";
 import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { acceptFormsOnly, FORM_TYPE } from "../http/form-body.ts";
-import { contextOf, describeServed, SIMULATED_HEADER } from "../http/generation-edge.ts";
+import { contextOf, describeServed, IGNORED_HEADER, SIMULATED_HEADER } from "../http/generation-edge.ts";
 import { failuresAs, sentAsStream } from "../http/openapi.ts";
 import { picturesJson } from "../http/pictures-json.ts";
 import type { GenerationRouteOptions } from "./answer-generation.ts";
 import { sendOpenAiEvents } from "./send-openai-events.ts";
-
-/** Names the fields that were read and change nothing. */
-export const IGNORED_HEADER = "x-atelier-ignored";
 
 export interface OpenAiImagesOptions extends Omit<GenerationRouteOptions, "generations" | "estimator"> {
   readonly generations: Pick<Generations, "run" | "complete">;
