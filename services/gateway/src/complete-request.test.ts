@@ -35,6 +35,11 @@ describe("completeRequest", () => {
     ["steps", /steps is 101; it must be at most 100 for m/, { steps: 101 }],
     ["num_images", /num_images is 5; it must be at most 4/, { numImages: 5 }],
     ["seed", /the last seed would be above 9007199254740991/, { seed: Number.MAX_SAFE_INTEGER, numImages: 2 }],
+    [
+      "karras_sigmas",
+      /euler_a has no such spacing; dpmpp_2m, .*unipc have/,
+      { sampler: "euler_a", karrasSigmas: true },
+    ],
     ["quality", /quality is 80, but png has none/, { quality: 80 }],
     ["strength", /strength is 0.5, but there is no init_image/, { strength: 0.5 }],
     ["init_image", /init_image is not base64/, { initImage: "#!?" }],

@@ -105,7 +105,7 @@ describe("what a caller writes", () => {
     ["a prompt of other scripts and signs", { prompt: "杯子 🍵 \u2028 \"'; filename=x.html" }],
   ])("as %s stays out of the headers, beside a picture too", async (_what, body) => {
     await open({});
-    for (const path of ["/generate", "/v1/generations"]) {
+    for (const path of ["/generate", "/v1/generations", "/sdapi/v1/txt2img"]) {
       for (const accept of ["image/png", "application/json", "text/event-stream"]) {
         const answer = await post(path, body, { accept });
         await answer.arrayBuffer();

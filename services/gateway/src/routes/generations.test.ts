@@ -41,6 +41,13 @@ describe("POST /v1/generations", () => {
     expect(worker.requests.at(-1)?.format).toBe(ImageFormat.WEBP);
   });
 
+  it("spaces the noise levels by Karras et al. where that is asked for", async () => {
+    await ask({ prompt: "x", sampler: "unipc", karras_sigmas: true });
+    expect(worker.requests.at(-1)?.parameters?.karrasSigmas).toBe(true);
+    await ask({ prompt: "x", sampler: "unipc" });
+    expect(worker.requests.at(-1)?.parameters?.karrasSigmas).toBe(false);
+  });
+
   it("puts a request in the class that it names", async () => {
     await ask({ prompt: "x", priority: "bulk" });
     expect(worker.requests.at(-1)?.order?.priorityClass).toBe(PriorityClass.BULK);
