@@ -19,7 +19,8 @@ export function scopeDigest(image: ImageRequest, made: { modelDigest: string; ke
     numImages: _count,
     ...shared
   } = drawn;
-  const { model, negativePrompt, width, height, steps, guidanceScale, sampler, adapters, ...rest } = shared;
+  const { model, negativePrompt, width, height, steps, guidanceScale, sampler, ...more } = shared;
+  const { karrasSigmas = false, adapters, ...rest } = more;
   rest satisfies Record<string, never>; // a new field of requests has to be given its place here
   const canonical: Canonical = {
     keeper: made.keeper,
@@ -32,6 +33,7 @@ export function scopeDigest(image: ImageRequest, made: { modelDigest: string; ke
     steps,
     guidance_scale: guidanceScale,
     sampler,
+    karras_sigmas: karrasSigmas,
     adapters: adapters.map(({ name, weight }) => ({ name, weight })),
   };
   return createHash("sha256").update(canonicalText(canonical)).digest("hex");
