@@ -6,15 +6,15 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningSystem, startSystem } from "../support/running-system.ts";
 
 const root = join(import.meta.dirname, "../..");
-const page = readFileSync(join(root, "docs/api.md"), "utf8");
+const page = ["docs/api.md", "docs/openai.md"].map((file) => readFileSync(join(root, file), "utf8")).join("\n");
 
-/** What the page shows to type, each with the JSON that it says comes out, in the page's order. */
+/** What the page shows to type, each with the JSON that it says comes out, in the pages' order. */
 const examples = Array.from(
   page.matchAll(/```(sh|js)\n([\s\S]*?)```(?:\n\n```json\n([\s\S]*?)```)?/g),
   ([, language, code, answer]) => ({ language: language!, code: code!, answer }),
 );
 
-describe("docs/api.md", () => {
+describe("docs/api.md and docs/openai.md", () => {
   let system: RunningSystem;
   let folder: string;
 

@@ -1,3 +1,4 @@
+import { Agent, request } from "node:http";
 import { ServingError } from "@atelier/core";
 import { FakeWorker, PICTURE } from "@atelier/gateway/testing";
 import { keysJson, testKey } from "@atelier/gateway/testing/keys";
@@ -278,6 +279,27 @@ describe("OpenAI's JavaScript client", () => {
       expect(await send("multipart/form-data; boundary=b", proto)).toMatchObject({ status: 400, type });
     });
 
+    it("leaves the connection fit for the next request when it is refused before its end", async () => {
+      const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+      onTestFinished(() => agent.destroy());
+      const form = new FormData();
+      form.set("mask", new Blob(["x"]), "mask.png");
+      form.set("image", new Blob([new Uint8Array(900_000)]), "a.png");
+      const whole = new Response(form);
+      const type = whole.headers.get("content-type")!;
+      const body = Buffer.from(await whole.arrayBuffer());
+      for (let i = 0; i < 3; i++) {
+        const status = await new Promise((resolve, reject) => {
+          const headers = { "content-type": type, "content-length": body.length };
+          const asked = request(`${gateway.url}/v1/images/edits`, { method: "POST", agent, headers, timeout: 5_000 });
+          asked.on("response", (response) => response.resume().on("end", () => resolve(response.statusCode)));
+          asked.on("error", reject).on("timeout", () => asked.destroy(new Error("no answer")));
+          asked.end(body);
+        });
+        expect(status).toBe(400);
+      }
+    });
+
     it("is refused above the body's limit, whether or not it says its length", async () => {
       const image = await toFile(Buffer.concat([PNG, Buffer.alloc(1024 * 1024)]), "a.png", { type: "image/png" });
       const refused = { status: 413, type: "invalid_request_error", code: "payload_too_large" };
@@ -345,6 +367,7 @@ describe("OpenAI's JavaScript client", () => {
       [{ output_format: "gif" }, "output_format", "invalid_value", "one of png, jpeg, webp"],
       [{ output_compression: 50 }, "output_compression", "invalid_value", "png loses nothing"],
       [{ partial_images: 4, stream: true }, "partial_images", "invalid_value", "from 0 to 3"],
+      [{ n: 10, seed: Number.MAX_SAFE_INTEGER - 8 }, "seed", "invalid_value", "with 10 images the last seed"],
       [{ loras: [{ name: "nobody-has-it" }] }, "loras", "invalid_value", "nobody-has-it"],
     ])("of %j is a BadRequestError that names the field", async (body, param, code, message) => {
       const error = await failing(body);
@@ -376,7 +399,15 @@ describe("OpenAI's JavaScript client", () => {
       });
     });
 
-    it("of the device's memory is an InternalServerError", async () => {
+    it("of a query that asks for what is not done here is a refusal too", async () => {
+      const url = `${gateway.url}/v1/images/generations?dry_run=true`;
+      const headers = { "content-type": "application/json" };
+      const response = await fetch(url, { method: "POST", headers, body: JSON.stringify({ prompt: "x" }) });
+      expect(response.status).toBe(400);
+      expect(await response.json()).toMatchObject({ error: { param: "dry_run", code: "unknown_parameter" } });
+    });
+
+    it("of the device's numbers is an InternalServerError", async () => {
       worker.next({ kind: "fail", error: new ServingError("NUMERIC_FAILURE", "not a number in step 3") });
       const error = await failing({});
       expect(error).toBeInstanceOf(OpenAI.InternalServerError);

@@ -75,7 +75,8 @@ function checkAtMost(field: "steps" | "num_images", value: number, max: number, 
   });
 }
 
-function checkSeeds(seed: number, numImages: number): void {
+/** @throws ServingError INVALID_REQUEST where the last of the pictures would have a seed that is not exact. */
+export function checkSeeds(seed: number, numImages: number): void {
   // Subtracts, since adding would round above 2^53.
   if (seed <= Number.MAX_SAFE_INTEGER - (numImages - 1)) return;
   const message = `seed is ${seed}; with ${numImages} images the last seed would be above ${Number.MAX_SAFE_INTEGER}`;

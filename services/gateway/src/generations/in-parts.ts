@@ -1,5 +1,6 @@
 import { newSeed } from "@atelier/core";
 import { findModel } from "../catalog.ts";
+import { checkSeeds } from "../complete-request.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import type { ImageRequestDraft } from "../image-request.ts";
 import { viewsFor } from "../tenants/allow-lists.ts";
@@ -29,6 +30,7 @@ export function partsOf(
   if (draft.numImages <= numImagesMax) return [{ draft, first: 0 }];
   // Without a seed of its own each part could be answered with the same pictures out of the cache.
   const seed = draft.seed ?? newSeed();
+  checkSeeds(seed, draft.numImages); // of all, before any is made
   const count = Math.ceil(draft.numImages / numImagesMax);
   const parts = Array.from({ length: count }, (_, i): Part => {
     const first = i * numImagesMax;

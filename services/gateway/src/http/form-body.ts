@@ -73,6 +73,9 @@ async function readForm(request: FastifyRequest, rules: FormRules): Promise<Reco
       }
     }
   } catch (error) {
+    // What is left of the body is let go: nothing behind it on the connection would be heard otherwise.
+    request.raw.unpipe();
+    request.raw.resume();
     throw readable(error, bodyMaxBytes);
   }
   return body;

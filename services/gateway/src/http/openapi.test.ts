@@ -87,6 +87,29 @@ describe("GET /openapi.json", () => {
     ]);
   });
 
+  it("describes OpenAI's routes in OpenAI's schemas, failures included, and an edit as a form", () => {
+    const schemaOf = (content: object) =>
+      Object.values(content as Record<string, { schema: { $ref: string } }>).map(({ schema }) =>
+        schema.$ref.split("/").at(-1),
+      );
+    for (const [path, type] of [
+      ["/v1/images/generations", "application/json"],
+      ["/v1/images/edits", "multipart/form-data"],
+    ] as const) {
+      const { requestBody, responses, parameters } = document.paths[path]!["post"]!;
+      expect(Object.keys(requestBody!.content)).toEqual([type]);
+      expect(schemaOf(responses["200"]!.content)).toEqual(["OpenAiImages", "OpenAiEvent"]);
+      for (const status of ["400", "401", "403", "404", "413", "429", "503"]) {
+        expect(schemaOf(responses[status]!.content), status).toEqual(["OpenAiError"]);
+      }
+      expect(parameters).toMatchObject([{ in: "header", name: "idempotency-key" }]);
+    }
+    expect(schemaOf(document.paths["/v1/models/{id}"]!["get"]!.responses["404"]!.content)).toEqual(["OpenAiError"]);
+    expect(document.components.schemas["OpenAiImageEditInput"]!.properties["image"]).toMatchObject({
+      format: "binary",
+    });
+  });
+
   it("asks for a key on every route but those that are open", () => {
     expect(document.security).toEqual([{ bearer: [] }, { apiKey: [] }, { basic: [] }]);
     expect(Object.keys(document.components.securitySchemes)).toEqual(["bearer", "apiKey", "basic"]);
@@ -155,6 +178,7 @@ interface OpenApi {
       {
         security?: object[];
         parameters?: { in: string; name: string }[];
+        requestBody?: { content: object };
         responses: Record<string, { content: object; headers: object }>;
       }
     >

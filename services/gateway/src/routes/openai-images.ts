@@ -1,5 +1,6 @@
 import { newId } from "@atelier/core";
 import type { FastifyReply, FastifyRequest } from "fastify";
+import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { OPENAI_REQUEST_ID_HEADER, openAiError, wordAsOpenAi } from "../dialects/openai-errors.ts";
 import { type OpenAiEventKind, openAiEvent } from "../dialects/openai-events.ts";
@@ -30,6 +31,9 @@ export interface OpenAiImagesOptions extends Omit<GenerationRouteOptions, "gener
   readonly bodyMaxBytes: number;
 }
 
+/** Such as a dry run: what is not done here is not passed over. */
+const nothing = z.strictObject({});
+
 const config = { idempotent: true, wordFailure: wordAsOpenAi };
 
 const response = {
@@ -50,6 +54,7 @@ export function openAiImagesRoutes(app: GatewayApp, options: OpenAiImagesOptions
     summary: "Make pictures, as OpenAI's API does",
     description: "With `stream` it answers with server-sent events. Closing the connection cancels.",
     body: openAiGenerationBody,
+    querystring: nothing,
     response,
   };
   app.post("/v1/images/generations", { schema: generate, config }, async (request, reply) =>
@@ -62,6 +67,7 @@ export function openAiImagesRoutes(app: GatewayApp, options: OpenAiImagesOptions
     description: "The whole picture is drawn anew: there are no masks, and one picture to start from.",
     consumes: [FORM_TYPE],
     body: openAiEditBody,
+    querystring: nothing,
     response,
   };
   app.register(async (scope: GatewayApp) => {
