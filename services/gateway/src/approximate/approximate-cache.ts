@@ -11,7 +11,7 @@ import { type KeptStep, type LatentEntry, readNews, writeNews } from "./latent-e
 import type { LatentIndex, Neighbour } from "./latent-index.ts";
 import { PassingLatents } from "./passing-latents.ts";
 import type { Text } from "./prompt-embeddings.ts";
-import { fractionOf, type ReuseRule, stepOf, usefulSteps } from "./reuse-table.ts";
+import { checkpointEvery, fractionOf, type ReuseRule, stepOf, usefulSteps } from "./reuse-table.ts";
 import { scopeDigest } from "./scope-digest.ts";
 
 /** When a picture may begin from a similar prompt's: where its request says so, or always. */
@@ -152,12 +152,18 @@ export class ApproximateCache implements SimilarStarts {
   }
 
   async #makeAndKeep(about: About, limits: MakeLimits, make: Make): Promise<Generation> {
-    const passing = new PassingLatents(about.modelDigest, usefulSteps(about.image.steps, this.#options.table));
+    const { steps } = about.image;
+    const { table } = this.#options;
+    const passing = new PassingLatents(about.modelDigest, usefulSteps(steps, table));
     const onCheckpoint: MakeLimits["onCheckpoint"] = (latent) => {
       limits.onCheckpoint?.(latent);
       passing.see(latent);
     };
-    const generation = await make(about.image, { ...limits, onCheckpoint });
+    const generation = await make(about.image, {
+      ...limits,
+      onCheckpoint,
+      checkpointEvery: checkpointEvery(steps, table),
+    });
     void this.#keep(about, generation, passing);
     return generation;
   }

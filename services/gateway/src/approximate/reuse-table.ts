@@ -23,7 +23,17 @@ export function usefulSteps(steps: number, table: readonly ReuseRule[]): readonl
   return [...found].sort((a, b) => a - b);
 }
 
+/** Steps between checkpoints that meet those, or are at least a tenth of all: each costs its bytes on the way here. */
+export function checkpointEvery(steps: number, table: readonly ReuseRule[]): number {
+  const met = usefulSteps(steps, table).reduce((a, b) => commonDivisor(a, b), 0);
+  return Math.max(1, met, Math.floor(steps / 10));
+}
+
 /** The first step to run of `steps` where this share of them is left out: 0, or below `steps`. */
 export function stepOf(steps: number, fraction: number): number {
   return Math.max(0, Math.min(steps - 1, Math.floor(steps * fraction)));
+}
+
+function commonDivisor(a: number, b: number): number {
+  return b === 0 ? a : commonDivisor(b, a % b);
 }

@@ -61,6 +61,11 @@ export function keyOf(digest: string, seed: number): string {
   return hex(`${digest}:seed:${seed}`);
 }
 
+/** The key of what is kept of those for callers whom a similar prompt's latent will do to begin from. */
+export function approximateKeyOf(digest: string, seed: number): string {
+  return hex(`${digest}:seed:${seed}:approximate`);
+}
+
 /** The seed of variant `index` of what has no seed: every gateway finds the same. 0..2^32-1, as drawn seeds are. */
 export function variantSeed(digest: string, index: number): number {
   return Number.parseInt(hex(`${digest}:variant:${index}`).slice(0, 8), 16);

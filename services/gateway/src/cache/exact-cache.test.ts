@@ -56,9 +56,9 @@ describe("ExactCache", () => {
     await settle();
     world.makings[0]!.finish({ modelDigest: "sha256:ff" });
     expect((await first).outcome).toBe(MISS);
-    const second = world.ask({ seed: 7 }, { use: { approximate: true } });
+    const second = world.ask({ seed: 7 });
     await settle();
-    world.makings[1]!.finish({ reusedSteps: 10 });
+    world.makings[1]!.finish({ reusedSteps: 10 }); // unasked
     expect((await second).outcome).toBe("approximate");
     expect((await world.serve({ seed: 7 })).outcome).toBe(MISS);
     expect((await world.serve({ seed: 7 })).outcome).toBe(HIT);
@@ -66,6 +66,24 @@ describe("ExactCache", () => {
     for (const outcome of ["other_model", "approximate", "kept"]) {
       expect(results).toMatch(new RegExp(`cache_results_total\\{outcome="${outcome}",.*\\} 1\\n`));
     }
+  });
+
+  it("keeps what began from another's latent for those who allow it, and the exact one for everybody", async () => {
+    const world = new CacheWorld();
+    const allowed = { use: { approximate: true } };
+    const first = world.ask({ seed: 7 }, allowed);
+    await settle();
+    world.makings[0]!.finish({ reusedSteps: 10 });
+    await first;
+    const again = await world.ask({ seed: 7 }, allowed);
+    expect([again.outcome, again.generation.receipt.reusedSteps]).toEqual([HIT, 10]);
+
+    expect((await world.serve({ seed: 7 })).outcome).toBe(MISS);
+    const exact = [await world.ask({ seed: 7 }), await world.ask({ seed: 7 }, allowed)];
+    expect(exact.map(({ outcome, generation }) => [outcome, generation.receipt.reusedSteps])).toEqual([
+      [HIT, 0],
+      [HIT, 0],
+    ]);
   });
 
   it("finds nothing of a bundle that was replaced, and something of it again where it is back", async () => {

@@ -5,7 +5,7 @@ import type { GenerationContext, Make, MakeLimits, ResultCache, Served, ServiceO
 import type { CompleteRequest, Generation, ImageRequest } from "../image-request.ts";
 import { type SharedStore, StoreUnavailable } from "../shared/shared-store.ts";
 import type { AskCounts } from "./ask-counts.ts";
-import { type CacheScope, keeperOf, keyOf, pictureDigest, variantSeed } from "./cache-key.ts";
+import { approximateKeyOf, type CacheScope, keeperOf, keyOf, pictureDigest, variantSeed } from "./cache-key.ts";
 import type { CacheMetrics, KeptOutcome } from "./cache-metrics.ts";
 import { Flight } from "./flight.ts";
 import { type KeptResult, readKept, type Subject, writeKept } from "./kept-result.ts";
@@ -101,8 +101,8 @@ export class ExactCache implements ResultCache {
         : [asked.seed];
     const found = await Promise.all(
       seeds.map(async (seed) => {
-        const { key } = wanted(about, seed);
-        return this.#options.memory.get(key) ?? (await this.#look(key));
+        const want = wanted(about, seed, EXACT);
+        return this.#kept(want) ?? (await this.#lookFor(want));
       }),
     );
     return { kept: found.filter((result) => result !== undefined).length, of: seeds.length };
@@ -134,7 +134,7 @@ export class ExactCache implements ResultCache {
     const about = this.#aboutOf(asked, context.caller.tenant);
     if (about === undefined || (!read && !store)) return this.#makeAlone(asked, context, make);
     if (!read) return this.#makeAndKeep(about, context, make);
-    if (asked.seed !== undefined) return this.#serveOne(wanted(about, asked.seed), context, make);
+    if (asked.seed !== undefined) return this.#serveOne(wanted(about, asked.seed, context.cache), context, make);
     if (config.variants === 0) return this.#makeAlone(asked, context, make, "miss");
     return this.#serveVariant(about, context, make);
   }
@@ -169,7 +169,7 @@ export class ExactCache implements ResultCache {
 
   /** What the caller wants made anew, and would share. Without a seed that is a picture that nobody has seen. */
   async #makeAndKeep(about: About, context: Context, make: Make): Promise<Served> {
-    const want = wanted(about, about.asked.seed ?? this.#newSeed());
+    const want = wanted(about, about.asked.seed ?? this.#newSeed(), context.cache);
     const { order, deadline, signal, onEvent } = context;
     const asks = this.#count(want);
     const kept = await this.#make(want, make, { order, deadline, signal, onEvent });
@@ -182,7 +182,7 @@ export class ExactCache implements ResultCache {
   }
 
   async #serveOne(want: Wanted, context: Context, make: Make): Promise<Served> {
-    const found = (await this.#atHand(want.key)) ?? (await this.#look(want.key));
+    const found = (await this.#atHand(want)) ?? (await this.#lookFor(want));
     return found === undefined ? this.#fly(want, context, make) : hit(want, found);
   }
 
@@ -191,20 +191,21 @@ export class ExactCache implements ResultCache {
    * first; who draws it while it is made gets another that is there, and waits only where there is none.
    */
   async #serveVariant(about: About, context: Context, make: Make): Promise<Served> {
-    const { random, config, memory } = this.#options;
+    const { random, config } = this.#options;
     const drawn = Math.floor(random.next() * config.variants);
-    const variant = (offset: number) => wanted(about, variantSeed(about.digest, (drawn + offset) % config.variants));
+    const variant = (offset: number) =>
+      wanted(about, variantSeed(about.digest, (drawn + offset) % config.variants), context.cache);
     const first = variant(0);
-    const here = await this.#atHand(first.key);
+    const here = await this.#atHand(first);
     if (here !== undefined) return hit(first, here);
 
     const inFlight = () => this.#airborne(first, context) !== undefined;
-    const found = inFlight() ? undefined : await this.#look(first.key);
+    const found = inFlight() ? undefined : await this.#lookFor(first);
     if (found !== undefined) return hit(first, found);
     if (inFlight() || (await this.#sharedFlights?.busy(flightId(first, context, context.order.priority)))) {
       for (let offset = 1; offset < config.variants; offset++) {
         const other = variant(offset);
-        const there = memory.get(other.key) ?? (await this.#look(other.key));
+        const there = this.#kept(other) ?? (await this.#lookFor(other));
         if (there !== undefined) return hit(other, there);
       }
     }
@@ -213,7 +214,7 @@ export class ExactCache implements ResultCache {
 
   /** With all who want the same at this moment. */
   async #fly(want: Wanted, context: Context, make: Make): Promise<Served> {
-    const late = this.#options.memory.get(want.key); // made while we asked Redis
+    const late = this.#kept(want); // made while we asked Redis
     if (late !== undefined) return hit(want, late);
     const { deadline, signal, onEvent } = context;
     if (!context.cache.store) return this.#makeAlone(want.request, context, make, "miss");
@@ -274,7 +275,7 @@ export class ExactCache implements ResultCache {
       id,
       {
         look: async () => {
-          const kept = await this.#look(want.key);
+          const kept = await this.#lookFor(want);
           if (kept !== undefined) return { kept, made: false, inRedis: Promise.resolve(true) };
           const handed = await orWithout(() => store.get(handedOver));
           const read = handed && readKept(want.key, handed);
@@ -304,30 +305,43 @@ export class ExactCache implements ResultCache {
   /** At hand at once, in Redis by and by: resolves to whether it is there. Never rejects. */
   async #keep(want: Wanted, kept: KeptResult, asks: number): Promise<boolean> {
     const { memory, shared, metrics, config, clock } = this.#options;
+    const key = isExact(kept.generation) ? want.key : want.approximateKey;
     const judge = (): KeptOutcome => {
-      if (!isExact(kept.generation)) return "approximate";
+      if (key === undefined) return "approximate";
       if (kept.generation.receipt.modelDigest !== want.modelDigest) return "other_model";
       if (this.#purges.covers(kept.subject, kept.bornAt)) return "purged";
       return asks < config.minAsks ? "rare" : "kept";
     };
     const outcome = judge();
     metrics.results.inc({ outcome });
-    if (outcome !== "kept") return false;
-    memory.set(want.key, kept);
+    if (outcome !== "kept" || key === undefined) return false;
+    memory.set(key, kept);
     if (shared === undefined) return false;
     const about = { subject: kept.subject, ttlMs: kept.untilMs - clock.nowMs() };
-    const value = writeKept(want.key, kept);
-    return (await orWithout(() => shared.results.set(want.key, value, about).then(() => true))) ?? false;
+    const value = writeKept(key, kept);
+    return (await orWithout(() => shared.results.set(key, value, about).then(() => true))) ?? false;
   }
 
   /**
    * In memory; given with all else that came in this turn of the event loop. One request after another from its socket
    * to its answer takes half as much again of the processor as all of a turn together, and the last waits far longer.
    */
-  async #atHand(key: string): Promise<KeptResult | undefined> {
-    const kept = this.#options.memory.get(key);
+  async #atHand(want: Wanted): Promise<KeptResult | undefined> {
+    const kept = this.#kept(want);
     if (kept !== undefined) await new Promise((resolve) => setImmediate(resolve));
     return kept;
+  }
+
+  /** In memory: the exact one, or else one that will do. */
+  #kept({ key, approximateKey }: Wanted): KeptResult | undefined {
+    const { memory } = this.#options;
+    return memory.get(key) ?? (approximateKey === undefined ? undefined : memory.get(approximateKey));
+  }
+
+  async #lookFor({ key, approximateKey }: Wanted): Promise<KeptResult | undefined> {
+    if (approximateKey === undefined) return this.#look(key);
+    const [exact, approximate] = await Promise.all([this.#look(key), this.#look(approximateKey)]);
+    return exact ?? approximate;
   }
 
   /** In Redis; what is found is at hand from then on. */
@@ -401,6 +415,8 @@ interface About {
 /** One result that would do. */
 interface Wanted {
   readonly key: string;
+  /** Of one that began from a similar prompt's latent; undefined where only the exact one will do. */
+  readonly approximateKey: string | undefined;
   readonly request: ImageRequest;
   readonly modelDigest: string;
   readonly subject: Subject;
@@ -423,10 +439,13 @@ interface Landing {
   readonly inRedis: Promise<boolean>;
 }
 
-function wanted({ asked, digest, modelDigest, subject }: About, seed: number): Wanted {
+const EXACT = { approximate: false };
+
+function wanted({ asked, digest, modelDigest, subject }: About, seed: number, { approximate }: typeof EXACT): Wanted {
   const key = keyOf(digest, seed);
+  const approximateKey = approximate ? approximateKeyOf(digest, seed) : undefined;
   const countedAs = asked.seed === undefined ? digest : key;
-  return { key, countedAs, modelDigest, subject, request: withSeed(asked, seed) };
+  return { key, approximateKey, countedAs, modelDigest, subject, request: withSeed(asked, seed) };
 }
 
 /** Those who would take a similar one's latent to begin with may get another picture than those who would not. */

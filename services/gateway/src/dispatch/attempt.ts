@@ -77,7 +77,8 @@ export class Attempt {
     gathering.called(worker.id);
     // Whoever looks at checkpoints gets them, worth or not.
     const worthMs = limits.onCheckpoint === undefined ? predicted.workMs : Number.POSITIVE_INFINITY;
-    const checkpointEvery = options.limits.checkpointEvery ?? checkpointInterval(request, worthMs);
+    const wanted = limits.checkpointEvery ?? checkpointInterval(request, worthMs);
+    const checkpointEvery = options.limits.checkpointEvery ?? wanted;
     const callId = newId(request.id);
     this.#watch = this.#watchForStall();
     this.#call = callWorker(

@@ -527,6 +527,7 @@ describe("checkpoints", () => {
     expect([await every(25), await every(4), await every(150)]).toEqual([5, 1, 30]);
     expect([await every(25, { checkpointEvery: 2 }), await every(25, { checkpointEvery: 0 })]).toEqual([2, 0]);
     expect(await every(25, { predictedMs: 100 })).toBe(5); // somebody looks at them
+    expect(await every(25, { wantedEvery: 3 })).toBe(3);
     expect(checkpointInterval(imageRequest({ steps: 25 }), 100)).toBe(0); // made again sooner than they pay
   });
 
@@ -564,12 +565,14 @@ interface Rig extends DispatchLimits {
   readonly checkpointBytesMax: number;
   /** Of every request, on every worker. */
   readonly predictedMs: number;
+  /** Steps between the checkpoints that whoever looks at them wants. */
+  readonly wantedEvery: number;
 }
 
 /** A dispatcher over workers that do what a test says, in the order given; time stands still unless it is advanced. */
 function rig(
   addresses: readonly string[],
-  { deadlineMs = 120_000, checkpointBytesMax = 1e6, predictedMs = 1_000, ...limits }: Partial<Rig> = {},
+  { deadlineMs = 120_000, checkpointBytesMax = 1e6, predictedMs = 1_000, wantedEvery, ...limits }: Partial<Rig> = {},
 ) {
   const manual = new ManualClock();
   const fleet = new ScriptedFleet(addresses, { predictedMs });
@@ -620,6 +623,7 @@ function rig(
         signal: gone.signal,
         onEvent: (event) => events.push(event),
         onCheckpoint: (latent) => passing.push(latent),
+        checkpointEvery: wantedEvery,
       }),
     events: () =>
       events.map((event) =>

@@ -49,6 +49,8 @@ export interface MakeLimits {
   readonly onEvent?: ((event: GenerationEvent) => void) | undefined;
   /** Sees where each picture stands after some of its steps. Must not throw, nor keep what it does not want long. */
   readonly onCheckpoint?: ((passing: PassingLatent) => void) | undefined;
+  /** So many steps apart at most, and at each multiple; absent: as the dispatch sees fit. */
+  readonly checkpointEvery?: number | undefined;
 }
 
 /** A picture on its way, between two steps. */
