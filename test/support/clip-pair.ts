@@ -44,6 +44,12 @@ export class ClipPair {
 
   /** Index of the text that fits the picture best. */
   async best(picture: Uint8Array, texts: readonly string[]): Promise<number> {
+    const scores = await this.scores(picture, texts);
+    return scores.indexOf(Math.max(...scores));
+  }
+
+  /** How well each text fits the picture: cosines, -1..1. */
+  async scores(picture: Uint8Array, texts: readonly string[]): Promise<number[]> {
     const image = await this.#embedPicture(picture);
     const scores: number[] = [];
     for (const text of texts) {
@@ -51,7 +57,7 @@ export class ClipPair {
       const { text_embeds } = await this.#text.run({ input_ids: ids });
       scores.push(dot(image, text_embeds!.data as Float32Array));
     }
-    return scores.indexOf(Math.max(...scores));
+    return scores;
   }
 
   async #embedPicture(picture: Uint8Array): Promise<Float32Array> {
