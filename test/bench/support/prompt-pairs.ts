@@ -14,7 +14,7 @@ export interface PromptPair {
 }
 
 /** From the same picture in other words to another picture in the same words. */
-export const KINDS = ["wording", "language", "less said", "style", "scene", "colour", "product"] as const;
+export const KINDS = ["wording", "language", "less said", "style", "pattern", "scene", "colour", "product"] as const;
 
 export const PRODUCTS = [
   ["t-shirt", "T恤"],
@@ -46,35 +46,36 @@ export const COLOURS = [
   ["white", "白色"],
 ] as const;
 
-/** For each of the first `products` the pairs of one subject, for every second of them the others too; the same every time. */
-export function promptPairs(products: number): PromptPair[] {
-  return PRODUCTS.slice(0, products).flatMap(([product, productZh], i) => {
-    const [colour, colourZh] = COLOURS[i % 8]!; // white on white, brown on wood: hard to tell by themselves
-    const otherColour = COLOURS[(i + 3) % 8]![0];
-    const otherProduct = PRODUCTS[(i + 5) % PRODUCTS.length]![0];
-    const from = `a ${colour} ${product} on a white background`;
-    const wanted = { product, colour };
-    const near = [
-      { kind: "wording", from, to: `product photo of a ${colour} ${product}, plain white background`, wanted },
-      { kind: "language", from, to: `${colourZh}${productZh}，白色背景`, wanted },
-      { kind: "less said", from, to: `a ${colour} ${product}`, wanted },
-      { kind: "style", from, to: `a ${colour} ${product} on a white background, nordic style`, wanted },
-    ] as const satisfies PromptPair[];
-    const far = [
-      { kind: "scene", from, to: `a ${colour} ${product} on a wooden table`, wanted },
-      {
-        kind: "colour",
-        from,
-        to: `a ${otherColour} ${product} on a white background`,
-        wanted: { product, colour: otherColour },
-      },
-      {
-        kind: "product",
-        from,
-        to: `a ${colour} ${otherProduct} on a white background`,
-        wanted: { product: otherProduct, colour },
-      },
-    ] as const satisfies PromptPair[];
-    return i % 2 === 0 ? [...near, ...far] : near;
-  });
+/** What is drawn: for each of the first `products`, in a colour of its own, the pairs that most words are shared by; for every second the others too. */
+export function drawnPairs(products: number): PromptPair[] {
+  return PRODUCTS.slice(0, products).flatMap((_, i) => pairsOf(i, i).slice(0, i % 2 === 0 ? KINDS.length : FAR));
+}
+
+/** Every product in every colour but brown and white, which are hard to tell from the scenes. */
+export function allPairs(): PromptPair[] {
+  return PRODUCTS.flatMap((_, i) => COLOURS.slice(0, PLAIN).flatMap((__, j) => pairsOf(i, j)));
+}
+
+const PLAIN = 8;
+const FAR = KINDS.indexOf("scene");
+
+/** One of each kind, in their order. */
+function pairsOf(productIndex: number, colourIndex: number): PromptPair[] {
+  const [product, productZh] = PRODUCTS[productIndex]!;
+  const [colour, colourZh] = COLOURS[colourIndex % PLAIN]!;
+  const otherColour = COLOURS[(colourIndex + 3) % PLAIN]![0];
+  const otherProduct = PRODUCTS[(productIndex + 5) % PRODUCTS.length]![0];
+  const wanted = { product, colour };
+  const others: Readonly<Record<PromptPair["kind"], { readonly to: string; readonly wanted?: Subject }>> = {
+    wording: { to: `product photo of a ${colour} ${product}, plain white background` },
+    language: { to: `${colourZh}${productZh}，白色背景` },
+    "less said": { to: `a ${colour} ${product}` },
+    style: { to: `a ${colour} ${product} on a white background, nordic style` },
+    pattern: { to: `a striped ${colour} ${product} on a white background` },
+    scene: { to: `a ${colour} ${product} on a wooden table` },
+    colour: { to: `a ${otherColour} ${product} on a white background`, wanted: { product, colour: otherColour } },
+    product: { to: `a ${colour} ${otherProduct} on a white background`, wanted: { product: otherProduct, colour } },
+  };
+  const from = `a ${colour} ${product} on a white background`;
+  return KINDS.map((kind) => ({ kind, from, wanted, ...others[kind] }));
 }
