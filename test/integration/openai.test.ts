@@ -361,6 +361,7 @@ describe("OpenAI's JavaScript client", () => {
       [{ n: 11 }, "n", "invalid_value", "n is 11; it must be a whole number from 1 to 10"],
       [{ size: "big" }, "size", "invalid_value", 'size is "big"; it must be "auto"'],
       [{ size: "1000x100000" }, "size", "invalid_value", 'size is "1000x100000"'],
+      [{ size: "512x500" }, "size", "invalid_value", "height is 500"],
       [{ size: "500x500" }, "size", "invalid_value", "a multiple of 8 from 64 to 1024"],
       [{ response_format: "url" }, "response_format", "invalid_value", "one of b64_json"],
       [{ background: "transparent" }, "background", "invalid_value", "one of auto, opaque"],
