@@ -446,6 +446,10 @@ describe("OpenAI's JavaScript client and API keys", () => {
     expect(unknown).toBeInstanceOf(OpenAI.AuthenticationError);
     expect(unknown).toMatchObject({ type: "authentication_error", code: "invalid_api_key" });
 
+    const unlisted: unknown = await collect(clientOf("sk-nobody").models.list()).catch((error: unknown) => error);
+    expect(unlisted).toBeInstanceOf(OpenAI.AuthenticationError);
+    expect(unlisted).toMatchObject({ type: "authentication_error", param: null, code: "UNAUTHENTICATED" });
+
     const forbidden = await refusal(reader.text);
     expect(forbidden).toBeInstanceOf(OpenAI.PermissionDeniedError);
     expect(forbidden).toMatchObject({ type: "permission_error", code: "forbidden" });

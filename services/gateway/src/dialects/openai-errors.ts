@@ -1,6 +1,6 @@
 import type { ErrorCode, ServingError } from "@atelier/core";
 import { z } from "zod";
-import type { ErrorReply } from "../http/error-reply.ts";
+import { type ErrorBody, type ErrorReply, errorBody } from "../http/error-reply.ts";
 import { FieldRefusal } from "../http/validation.ts";
 
 /** Source: OpenAI's API reference, "Error codes", and the error classes of its clients, which go by the status. */
@@ -19,7 +19,7 @@ export type OpenAiError = z.infer<typeof openAiError>;
 
 /** `answer` in OpenAI's schema, under the same status; the request's name where OpenAI's clients look for it. */
 export function wordAsOpenAi(error: ServingError, { status, headers, body }: ErrorReply): ErrorReply {
-  const { request_id: requestId } = (body as { error: { request_id: string } }).error;
+  const { request_id: requestId } = (body as ErrorBody).error;
   return {
     status,
     headers: { ...headers, [OPENAI_REQUEST_ID_HEADER]: requestId },
@@ -33,7 +33,26 @@ export function openAiErrorBody(error: ServingError, status: number): OpenAiErro
   return { error: { message: error.detail, type: typeOf(error, status), param: paramOf(error), code: codeOf(error) } };
 }
 
-export function typeOf({ code }: ServingError, status: number): string {
+/** Of the route that our own clients and OpenAI's share: our schema, and OpenAI's fields that it has not. */
+export const sharedError = z
+  .object({
+    error: errorBody.shape.error.extend({
+      type: openAiError.shape.error.shape.type,
+      param: openAiError.shape.error.shape.param,
+    }),
+  })
+  .meta({ id: "SharedError", description: "The request failed; `error.code` says how, in our words." });
+
+export function wordForBoth(error: ServingError, { status, headers, body }: ErrorReply): ErrorReply {
+  const ours = (body as ErrorBody).error;
+  return {
+    status,
+    headers: { ...headers, [OPENAI_REQUEST_ID_HEADER]: ours.request_id },
+    body: { error: { ...ours, type: typeOf(error, status), param: paramOf(error) } },
+  };
+}
+
+function typeOf({ code }: ServingError, status: number): string {
   if (status >= 500) return "server_error";
   return TYPES[code] ?? "invalid_request_error";
 }

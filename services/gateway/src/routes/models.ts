@@ -2,11 +2,11 @@ import { ServingError } from "@atelier/core";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { CatalogModel } from "../catalog.ts";
-import { openAiError, wordAsOpenAi } from "../dialects/openai-errors.ts";
+import { openAiError, sharedError, wordAsOpenAi, wordForBoth } from "../dialects/openai-errors.ts";
 import { openAiModel, openAiModels } from "../dialects/openai-models.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { PLACE_STATUSES } from "../fleet/worker-view.ts";
-import { errorResponses, failuresAs } from "../http/openapi.ts";
+import { failuresAs } from "../http/openapi.ts";
 import { showValue } from "../http/validation.ts";
 import type { ModelAliases } from "../model-aliases.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
@@ -22,9 +22,9 @@ export function modelsRoutes(app: GatewayApp, { fleet, aliases }: ModelsRouteOpt
   const list = {
     operationId: "listModels",
     summary: "The models that the caller may use, with their limits and defaults",
-    response: { 200: modelList, ...errorResponses(401, 403, 500, 503) },
+    response: { 200: modelList, ...failuresAs(sharedError, 401, 403, 500, 503) },
   };
-  app.get("/v1/models", { schema: list, config: { scope: "models" } }, async ({ caller }) => {
+  app.get("/v1/models", { schema: list, config: { scope: "models", wordFailure: wordForBoth } }, async ({ caller }) => {
     const catalog = catalogFor(caller, fleet.views());
     return { object: "list" as const, data: openAiModels(catalog, aliases), models: catalog.map(modelToJson) };
   });
