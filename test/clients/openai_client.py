@@ -57,6 +57,22 @@ class Generate(unittest.TestCase):
         self.assertEqual(size_of(events[0].b64_json), (32, 32))
         self.assertEqual(size_of(events[2].b64_json), (256, 256))
 
+    def test_streams_the_size_that_programs_ask_for_most(self):
+        stream = client.images.generate(
+            prompt="a red mug",
+            size="1024x1024",
+            output_format="jpeg",
+            output_compression=80,
+            stream=True,
+            partial_images=3,
+            extra_body={"steps": 6, "seed": 7},
+        )
+        *partials, last = stream
+        self.assertEqual([event.partial_image_index for event in partials], [0, 1, 2])
+        self.assertEqual((last.type, last.size, last.output_format), ("image_generation.completed", "1024x1024", "jpeg"))
+        self.assertTrue(base64.b64decode(last.b64_json).startswith(b"\xff\xd8\xff"))
+        self.assertIn("hires_fix", last.receipt)
+
 
 class Edit(unittest.TestCase):
     def test_starts_from_a_picture(self):
