@@ -71,6 +71,7 @@ describe("a picture that may begin from a similar prompt's", () => {
     ["another count of steps'", { steps: 21 }, {}],
     ["another guidance's", { guidanceScale: 3 }, {}],
     ["another sampler's", { sampler: "ddim" }, {}],
+    ["another spacing's of the noise levels", { karrasSigmas: true }, {}],
     ["another negative prompt's", { negativePrompt: "blur" }, {}],
     ["another adapter's", { adapters: [{ name: "brand", weight: 1 }] }, {}],
     ["any, where it has a picture of its own", { initPicture: { bytes: Uint8Array.of(1), strength: 0.5 } }, {}],

@@ -46,10 +46,11 @@ function typeOf(error: ServingError): string {
 
 /** Under the name that the caller gave it. */
 function fieldOf({ field }: ServingError): string | undefined {
-  return field === undefined ? undefined : (FIELDS[field] ?? field);
+  return field === undefined || !Object.hasOwn(FIELDS, field) ? field : FIELDS[field];
 }
 
-const FIELDS: Readonly<Record<string, string>> = {
+const FIELDS: Readonly<Record<string, string | undefined>> = {
+  deadline_ms: undefined, // a call cannot say it
   guidance_scale: "cfg_scale",
   num_images: "batch_size",
   init_image: "init_images",

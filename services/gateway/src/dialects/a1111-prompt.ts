@@ -28,6 +28,20 @@ export function adaptersInPrompt(prompt: string): { prompt: string; adapters: Ad
   return { prompt: rest, adapters };
 }
 
+/** What the web UI reads in prompts beside weights, which here would be drawn as words (modules/prompt_parser.py). */
+const UNSERVED: readonly { readonly what: string; readonly pattern: RegExp; readonly fields: readonly string[] }[] = [
+  { what: "BREAK", pattern: /\bBREAK\b/, fields: ["prompt", "negative_prompt"] },
+  { what: "AND between prompts", pattern: /\bAND\b/, fields: ["prompt"] },
+  { what: "[from:to:when]", pattern: /(?<!\\)\[[^[\]]*:\s*\d[\d.]*\s*\]/, fields: ["prompt", "negative_prompt"] },
+  { what: "[one|other]", pattern: /(?<!\\)\[[^[\]]*\|[^[\]]*\]/, fields: ["prompt", "negative_prompt"] },
+];
+
+/** @throws ServingError INVALID_REQUEST naming the field and the syntax that is not served. */
+export function refuseUnservedSyntax(field: "prompt" | "negative_prompt", text: string): void {
+  const found = UNSERVED.find(({ pattern, fields }) => fields.includes(field) && pattern.test(text));
+  if (found !== undefined) throw refused(field, `has ${found.what}, which is not served here`);
+}
+
 function adapterOf(tag: string, [name = "", weight = "1", ...more]: string[]): AdapterUse {
   if (more.length > 0) throw refused("prompt", `has ${shown(tag)}; an adapter has one weight here`);
   if (name === "" || name.length > NAME_MAX) {

@@ -13,7 +13,7 @@ import {
   refuseUnserved,
   type Txt2ImgBody,
 } from "./a1111-fields.ts";
-import { adaptersInPrompt } from "./a1111-prompt.ts";
+import { adaptersInPrompt, refuseUnservedSyntax } from "./a1111-prompt.ts";
 import { A1111_SAMPLERS, etaIgnored, samplerOf } from "./a1111-samplers.ts";
 import { receiptToJson } from "./receipt.ts";
 
@@ -41,6 +41,9 @@ export function requestFromA1111(
   const { sampler, karrasSigmas } = samplerOf(body);
   const ignored = [...ignoredFields(body), ...(etaIgnored(body.eta, sampler) ? ["eta"] : [])];
   const { prompt, adapters } = adaptersInPrompt(body.prompt);
+  const negativePrompt = body.negative_prompt ?? "";
+  refuseUnservedSyntax("prompt", prompt);
+  refuseUnservedSyntax("negative_prompt", negativePrompt);
   const steps = body.steps ?? DEFAULTS.steps;
   const width = body.width ?? DEFAULTS.size;
   const height = body.height ?? DEFAULTS.size;
@@ -51,7 +54,7 @@ export function requestFromA1111(
     model: modelNamed(checkpointOf(body.override_settings), models),
     prompt,
     adapters: body.disable_extra_networks === true ? [] : adapters,
-    negativePrompt: body.negative_prompt ?? "",
+    negativePrompt,
     width,
     height,
     steps,

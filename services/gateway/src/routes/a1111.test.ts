@@ -247,6 +247,10 @@ describe("failures of /sdapi/v1", () => {
     worker.next({ kind: "fail", error: new ServingError("OUT_OF_MEMORY", "full") });
     const full = await txt2img({ prompt: "no room" });
     expect(full).toMatchObject({ status: 507, error: { error: "OutOfMemoryError" } });
+    worker.next({ kind: "fail", error: new ServingError("DEADLINE_EXCEEDED", "too late", { field: "deadline_ms" }) });
+    const late = await txt2img({ prompt: "no time" });
+    expect(late.status).toBe(504);
+    expect(late.error).not.toHaveProperty("field");
     worker.publish({ ready: false });
     await gateway.until((views) => views.every(({ ready }) => !ready));
     const away = await txt2img({ prompt: "nobody there" });
