@@ -6,7 +6,9 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningSystem, startSystem } from "../support/running-system.ts";
 
 const root = join(import.meta.dirname, "../..");
-const page = ["docs/api.md", "docs/openai.md"].map((file) => readFileSync(join(root, file), "utf8")).join("\n");
+const page = ["docs/api.md", "docs/openai.md", "docs/a1111.md"]
+  .map((file) => readFileSync(join(root, file), "utf8"))
+  .join("\n");
 
 /** What the page shows to type, each with the JSON that it says comes out, in the pages' order. */
 const examples = Array.from(
@@ -14,7 +16,7 @@ const examples = Array.from(
   ([, language, code, answer]) => ({ language: language!, code: code!, answer }),
 );
 
-describe("docs/api.md and docs/openai.md", () => {
+describe("docs/api.md, docs/openai.md and docs/a1111.md", () => {
   let system: RunningSystem;
   let folder: string;
 

@@ -133,6 +133,15 @@ describe("POST /sdapi/v1/txt2img", () => {
     expect(info.atelier.ignored).toEqual(["save_images", "denoising_strength", "hr_scale", "eta"]);
   });
 
+  it("makes nothing where a dry run is asked for, of which there is none", async () => {
+    const before = worker.requests.length;
+    expect(await ask("POST", "txt2img?dry_run=true", { prompt: "x" })).toMatchObject({
+      status: 422,
+      json: { field: "dry_run" },
+    });
+    expect(worker.requests).toHaveLength(before);
+  });
+
   it("answers a call once under one idempotency key", async () => {
     const key = { "idempotency-key": "a1111-1" };
     const first = await txt2img({ prompt: "once" }, shop, key);

@@ -1,5 +1,6 @@
 import { newId } from "@atelier/core";
 import type { FastifyReply, FastifyRequest } from "fastify";
+import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { a1111Reply, replyToA1111, requestFromA1111 } from "../dialects/a1111.ts";
 import { type A1111Call, A1111Calls } from "../dialects/a1111-calls.ts";
@@ -24,6 +25,9 @@ export interface A1111Options extends Pick<GenerationRouteOptions, "clock" | "re
 
 const config = { idempotent: true, wordFailure: wordAsA1111 };
 
+/** Whoever asks for a dry run has to be told that there is none. */
+const nothing = z.strictObject({});
+
 const response = {
   200: {
     description: "The pictures; where the call was interrupted, those that were finished.",
@@ -39,6 +43,7 @@ export function a1111Routes(app: GatewayApp, options: A1111Options): void {
     operationId: "a1111Txt2Img",
     summary: "Make pictures from a prompt, as AUTOMATIC1111's API does",
     body: txt2imgBody,
+    querystring: nothing,
     response,
   };
   app.post("/sdapi/v1/txt2img", { schema: txt2img, config }, (request, reply) =>
@@ -48,6 +53,7 @@ export function a1111Routes(app: GatewayApp, options: A1111Options): void {
     operationId: "a1111Img2Img",
     summary: "Make pictures from another one, as AUTOMATIC1111's API does",
     body: img2imgBody,
+    querystring: nothing,
     response,
   };
   app.post("/sdapi/v1/img2img", { schema: img2img, config }, (request, reply) =>

@@ -40,6 +40,7 @@ describe("POST /generate?dry_run=true", () => {
           steps: 25,
           guidance_scale: 2.5,
           sampler: "dpmpp_2m",
+          karras_sigmas: false,
           seed: null,
           num_images: 2,
           format: "png",
