@@ -161,6 +161,7 @@ describe("a picture that may begin from a similar prompt's", () => {
     it.state.purged = true;
     expect(await it.ask({ prompt: CRIMSON })).toBe("noise");
     expect(it.index.count).toBe(0);
+    for (const key of it.latentKeys()) expect(await it.memory.get(key)).toBeUndefined();
   });
 
   it("does not begin from what is older than its time to live", async () => {

@@ -116,7 +116,7 @@ export class ApproximateCache implements SimilarStarts {
     } catch (error) {
       // Not the caller's mistake: it never asked for this latent.
       if (!(error instanceof ServingError && error.code === "INVALID_REQUEST")) throw error;
-      index.remove(entry);
+      this.#drop(entry);
       metrics.lookups.inc({ outcome: "refused" });
       return undefined;
     }
@@ -135,7 +135,7 @@ export class ApproximateCache implements SimilarStarts {
     if (step === undefined) return "unlike";
     const latent = await latents.get(entry, step);
     if (latent === undefined) {
-      index.remove(entry);
+      this.#drop(entry);
       return "lost";
     }
     const { channels, height, width, modelDigest, simulated } = entry;
@@ -144,11 +144,16 @@ export class ApproximateCache implements SimilarStarts {
   }
 
   #mayStart({ entry }: Neighbour, { subject, modelDigest }: About): boolean {
-    const { index, purges } = this.#options;
+    const { purges } = this.#options;
     invariant(entry.subject.keeper === subject.keeper && entry.modelDigest === modelDigest, "a scope is one keeper's");
     if (!purges.covers(entry.subject, entry.bornAt)) return entry.subject.prompt !== subject.prompt;
-    index.remove(entry);
+    this.#drop(entry);
     return false;
+  }
+
+  #drop(entry: LatentEntry): void {
+    this.#options.index.remove(entry);
+    void this.#options.latents.delete(entry);
   }
 
   async #makeAndKeep(about: About, limits: MakeLimits, make: Make): Promise<Generation> {
