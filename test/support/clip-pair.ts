@@ -20,6 +20,8 @@ export class ClipPair {
   readonly #vision: InferenceSession;
   readonly #preprocessor: Preprocessor;
   readonly #tokenize: (text: string) => BigInt64Array;
+  /** The same few texts are asked for with every picture. */
+  readonly #texts = new Map<string, Float32Array>();
 
   constructor(
     text: InferenceSession,
@@ -52,12 +54,18 @@ export class ClipPair {
   async scores(picture: Uint8Array, texts: readonly string[]): Promise<number[]> {
     const image = await this.#embedPicture(picture);
     const scores: number[] = [];
-    for (const text of texts) {
-      const ids = new Tensor("int64", this.#tokenize(text), [1, 77]);
-      const { text_embeds } = await this.#text.run({ input_ids: ids });
-      scores.push(dot(image, text_embeds!.data as Float32Array));
-    }
+    for (const text of texts) scores.push(dot(image, await this.#embedText(text)));
     return scores;
+  }
+
+  async #embedText(text: string): Promise<Float32Array> {
+    const known = this.#texts.get(text);
+    if (known !== undefined) return known;
+    const ids = new Tensor("int64", this.#tokenize(text), [1, 77]);
+    const { text_embeds } = await this.#text.run({ input_ids: ids });
+    const embedded = Float32Array.from(text_embeds!.data as Float32Array);
+    this.#texts.set(text, embedded);
+    return embedded;
   }
 
   async #embedPicture(picture: Uint8Array): Promise<Float32Array> {
