@@ -37,6 +37,13 @@ describe("a picture that may begin from a similar prompt's", () => {
     expect(await ask({ prompt: SHIP })).toBe("noise");
   });
 
+  it("begins from noise, and keeps nothing, with a model of which nothing was learned", async () => {
+    const { ask, index, watched } = world();
+    await ask({ prompt: RED, model: "unlearned" });
+    expect(await ask({ prompt: CRIMSON, model: "unlearned" })).toBe("noise");
+    expect([index.count, watched.at(-1)]).toEqual([0, false]);
+  });
+
   it("begins no later than at a latent that passed", async () => {
     const { ask } = world({ every: 5 });
     await ask({ prompt: RED });
@@ -243,7 +250,7 @@ function world({ mode = "on-request", memory, bytesMax = 10_000_000, every = 1 }
     mode,
     scope: "tenant",
     ttlMs: 60_000,
-    table: TABLE,
+    tableOf: (model) => (model === "unlearned" ? [] : TABLE),
     store,
     latents,
     index,

@@ -23,7 +23,8 @@ export interface ApproximateCacheOptions {
   readonly mode: ApproximateMode;
   readonly scope: CacheScope;
   readonly ttlMs: number;
-  readonly table: readonly ReuseRule[];
+  /** What was learned of a model; empty: nothing, and no picture of it begins so. */
+  readonly tableOf: (model: string) => readonly ReuseRule[];
   /** Keeps latents, and tells other gateways of them. */
   readonly store: SharedStore;
   readonly latents: KeptLatents;
@@ -80,16 +81,18 @@ export class ApproximateCache implements SimilarStarts {
 
   /** Undefined where nothing is kept of its like. */
   #aboutOf(image: ImageRequest, { order }: MakeLimits): About | undefined {
-    const { scope, modelDigest: digestOf, purges } = this.#options;
+    const { scope, modelDigest: digestOf, purges, tableOf } = this.#options;
     const modelDigest = digestOf(image.model);
-    if (modelDigest === undefined || image.initPicture !== undefined || image.startLatent !== undefined)
-      return undefined;
+    const table = tableOf(image.model);
+    if (modelDigest === undefined || table.length === 0) return undefined;
+    if (image.initPicture !== undefined || image.startLatent !== undefined) return undefined;
     const keeper = keeperOf(order.tenant, scope);
     const prompt = image.prompt.normalize("NFC");
     const adapters = image.adapters.map(({ name }) => name);
     return {
       image,
       modelDigest,
+      table,
       subject: { keeper, model: image.model, adapters, prompt },
       scope: scopeDigest(image, { modelDigest, keeper }),
       bornAt: purges.newest,
@@ -123,7 +126,7 @@ export class ApproximateCache implements SimilarStarts {
   }
 
   async #startOf(about: About): Promise<Start | LookupOutcome> {
-    const { index, latents, table, embeddings } = this.#options;
+    const { index, latents, embeddings } = this.#options;
     // The pictures of one request would be one picture, if they all began from one latent.
     if (about.image.numImages > 1) return "none";
     const embedding = await embeddings.of({ ...about.image, modelDigest: about.modelDigest });
@@ -131,7 +134,7 @@ export class ApproximateCache implements SimilarStarts {
     const near = index.nearest(about.scope, embedding).filter((neighbour) => this.#mayStart(neighbour, about));
     if (near.length === 0) return "none";
     const { entry, similarity } = chosen(near, about.image.seed);
-    const step = lastBy(entry.steps, stepOf(about.image.steps, fractionOf(similarity, table)));
+    const step = lastBy(entry.steps, stepOf(about.image.steps, fractionOf(similarity, about.table)));
     if (step === undefined) return "unlike";
     const latent = await latents.get(entry, step);
     if (latent === undefined) {
@@ -157,8 +160,8 @@ export class ApproximateCache implements SimilarStarts {
   }
 
   async #makeAndKeep(about: About, limits: MakeLimits, make: Make): Promise<Generation> {
+    const { table } = about;
     const { steps } = about.image;
-    const { table } = this.#options;
     const passing = new PassingLatents(about.modelDigest, usefulSteps(steps, table));
     const onCheckpoint: MakeLimits["onCheckpoint"] = (latent) => {
       limits.onCheckpoint?.(latent);
@@ -237,6 +240,7 @@ export class ApproximateCache implements SimilarStarts {
 interface About {
   readonly image: ImageRequest;
   readonly modelDigest: string;
+  readonly table: readonly ReuseRule[];
   readonly subject: Subject;
   readonly scope: string;
   readonly bornAt: number;

@@ -11,7 +11,7 @@ import { createApproximateMetrics } from "./approximate-metrics.ts";
 import { KeptLatents } from "./kept-latents.ts";
 import { LatentIndex } from "./latent-index.ts";
 import { PromptEmbeddings } from "./prompt-embeddings.ts";
-import { REUSE_TABLE } from "./reuse-table.ts";
+import { reuseTableOf } from "./reuse-table.ts";
 
 export interface ApproximateWorld {
   readonly clock: Clock;
@@ -36,7 +36,7 @@ export function openApproximate({ clock, config, fleet, shared, exact, registry 
     clock,
     scope: exact.scope,
     purges: exact.purges,
-    table: REUSE_TABLE,
+    tableOf: reuseTableOf,
     store,
     latents,
     index,

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { checkpointEvery, fractionOf, REUSE_TABLE, stepOf, usefulSteps } from "./reuse-table.ts";
+import { checkpointEvery, fractionOf, REUSE_TABLE, reuseTableOf, stepOf, usefulSteps } from "./reuse-table.ts";
 
 const TABLE = [
   { minSimilarity: 0.9, fraction: 0.5 },
@@ -21,6 +21,11 @@ describe("what similar prompts have in common", () => {
 
   it("is looked for at checkpoints that meet it, or are a tenth of the steps apart", () => {
     expect([10, 20, 25, 150, 4, 1].map((steps) => checkpointEvery(steps, TABLE))).toEqual([1, 2, 2, 15, 2, 1]);
+  });
+
+  it("is nothing with a model that was not measured", () => {
+    expect(reuseTableOf("atelier-tiny")).toBe(REUSE_TABLE);
+    expect(reuseTableOf("sd15")).toEqual([]);
   });
 
   it("stands in the table in order, each rule stricter than the next and worth no less", () => {
