@@ -30,12 +30,18 @@ describe("DeviceAdmission", () => {
   });
 
   it("says so where not even an idle system would make it in time: to come back later would not help", () => {
-    const { enter } = admission({ waitMs: 1_000, finishMs: 4_000 });
+    const { enter } = admission({ waitMs: 1_000, finishMs: 5_000 });
     expect(refusalOf(() => enter({ deadlineMs: 2_000 }))).toMatchObject({
       code: "DEADLINE_EXCEEDED",
       field: "deadline_ms",
       retryAfterMs: undefined,
     });
+  });
+
+  it("doubts a prediction that is over the deadline by less than half, where hardly anything lies before the request", () => {
+    const { enter } = admission({ waitMs: 1_000, finishMs: 4_000 });
+    expect(() => enter({ deadlineMs: 2_000 })).not.toThrow();
+    expect(() => enter({ deadlineMs: 1_999 })).toThrow();
   });
 
   it("turns nobody away by a guess", () => {

@@ -39,6 +39,8 @@ export interface PlacerLimits {
   readonly waitingMax: number;
 }
 
+/** Until so many requests of a model have ended here, all that is known of it is how it warmed up: alone, and once. */
+const ENDED_MIN = 3;
 /** A request that waits no longer than this has the worker to itself, as good as. */
 const IDLE_WAIT_MAX_MS = 20;
 
@@ -51,6 +53,8 @@ export class FleetPlacer implements Placer {
   /** In the order of service. */
   readonly #waiting: Waiting[] = [];
   readonly #afterSteps = new AfterSteps();
+  /** Requests that ended well, by model, up to ENDED_MIN. */
+  readonly #ended = new Map<string, number>();
   #arrivals = 0;
 
   constructor(options: FleetPlacerOptions) {
@@ -64,7 +68,8 @@ export class FleetPlacer implements Placer {
 
   predict(image: ImageRequest, order: ServiceOrder): Prediction {
     const { fleet, balancer } = this.#options;
-    return this.#withRest(image, balancer.pick(image, order, fleet.views()).predicted);
+    const predicted = this.#withRest(image, balancer.pick(image, order, fleet.views()).predicted);
+    return { ...predicted, measured: predicted.measured && (this.#ended.get(image.model) ?? 0) >= ENDED_MIN };
   }
 
   place(image: ImageRequest, limits: PlaceLimits): Promise<Placement> {
@@ -162,6 +167,7 @@ export class FleetPlacer implements Placer {
         if (over) return;
         over = true;
         if (failure !== undefined || !begun) return;
+        this.#ended.set(image.model, Math.min(ENDED_MIN, (this.#ended.get(image.model) ?? 0) + 1));
         const tookMs = clock.nowMs() - placedAtMs;
         if (toLastStep.waitMs <= IDLE_WAIT_MAX_MS) this.#afterSteps.observe(image, tookMs - toLastStep.finishMs);
         observer?.ended(predicted.finishMs, tookMs);

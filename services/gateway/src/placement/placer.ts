@@ -12,7 +12,7 @@ export interface Prediction {
   readonly workMs: number;
   /** Milliseconds from now until its pictures are here. */
   readonly finishMs: number;
-  /** False where no worker that could take it has run its like yet: then it is a guess. */
+  /** False where workers have not run its like yet, or hardly: then it is a guess. */
   readonly measured: boolean;
 }
 
