@@ -32,8 +32,8 @@ export const bench: Bench = {
   description:
     "device seconds that reuse saves on a shop's requests, and whether its pictures still show what they should",
   options: {
-    requests: { default: "800", help: "of the trace" },
-    sample: { default: "8", help: "without reuse, each so manieth request" },
+    requests: { default: "700", help: "of the trace" },
+    sample: { default: "5", help: "without reuse, each so manieth request" },
     prompts: { default: "60", help: "the shop's pages, asked for by Zipf's law" },
     steps: { default: "15", help: "of a picture of 256x256" },
     variants: {
