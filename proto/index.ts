@@ -3,4 +3,5 @@ export * from "./gen/atelier/v1/denoise_state_pb.ts";
 export * from "./gen/atelier/v1/error_pb.ts";
 export * from "./gen/atelier/v1/generation_pb.ts";
 export * from "./gen/atelier/v1/generation_service_pb.ts";
+export * from "./gen/atelier/v1/job_pb.ts";
 export * from "./gen/atelier/v1/worker_pb.ts";

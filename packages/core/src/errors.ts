@@ -18,6 +18,7 @@ const RETRYABLE = {
   WORKER_LOST: true, // the connection died; the image may or may not exist
   OUT_OF_MEMORY: true, // this device is full
   NUMERIC_FAILURE: false, // NaN or infinity in the latents; the same input gives it again
+  STORAGE_UNAVAILABLE: true, // the work queue or the object store cannot be reached, or is full
   DEVICE_UNAVAILABLE: false, // the execution provider asked for is not here
   INTERNAL: false, // a bug; the log has the cause
 } as const;

@@ -22,6 +22,7 @@ export const HTTP_STATUS: Record<ErrorCode, number> = {
   OVERLOADED: 503,
   NO_WORKER: 503,
   DRAINING: 503,
+  STORAGE_UNAVAILABLE: 503,
   DEADLINE_EXCEEDED: 504,
   OUT_OF_MEMORY: 507,
 };
@@ -30,7 +31,12 @@ export const HTTP_STATUS: Record<ErrorCode, number> = {
  * Seconds that a caller is asked to wait before it tries again. A gateway that stops has a successor at once; a full
  * one frees a place with the next picture; a worker that is missing takes about this long to load its model.
  */
-const RETRY_AFTER_S: Partial<Record<ErrorCode, number>> = { DRAINING: 1, OVERLOADED: 2, NO_WORKER: 5 };
+const RETRY_AFTER_S: Partial<Record<ErrorCode, number>> = {
+  DRAINING: 1,
+  OVERLOADED: 2,
+  NO_WORKER: 5,
+  STORAGE_UNAVAILABLE: 5,
+};
 
 export const errorBody = z
   .object({
