@@ -32,15 +32,17 @@ export interface JobRecord {
   readonly pricePerDeviceHour: number;
   readonly source: JobSource;
   readonly webhook: JobWebhook | null;
-  /** When it and its pictures are deleted; null: by the service's retention, counted from its end. */
+  /** Milliseconds from its end to its deletion with everything it made; null: as the service keeps jobs. */
   readonly deleteAfterMs: number | null;
   readonly priority: JobPriority;
   /** What its owner or the service wants of it. Whether it runs or is done follows from its items. */
   readonly wish: "run" | "pause" | "cancel";
   /** Why the service paused it; null: its owner did. */
   readonly pausedFor: string | null;
-  /** How often all its unfinished items were handed out anew: items of an older round are out of date. */
+  /** Grows whenever what is handed out of it is taken back: what is handed out later has at least this round. */
   readonly round: number;
+  /** Everything of it is being removed; a restart goes on with that. */
+  readonly deleting: boolean;
 }
 
 /** Everything about a picture but its prompts and its seed, with every default applied: proto's GenerationParameters. */

@@ -107,6 +107,8 @@ export interface JobFilter {
 export interface JobView {
   readonly record: JobRecord;
   readonly status: JobStatusName;
+  /** Why none of its items are handed out although nobody paused it, such as "images_per_month"; null: they are. */
+  readonly heldFor: string | null;
   readonly counts: Readonly<Record<ItemState, number>>;
   /** Device milliseconds that its pictures took so far, and their price. */
   readonly spentDeviceMs: number;
