@@ -48,6 +48,7 @@ export class QueueFile {
   #changeCount = 0;
   #changedAtMs = 0;
   #looking: NodeJS.Timeout | undefined;
+  #closing = false;
   #closed = false;
 
   /** @throws ServingError STORAGE_UNAVAILABLE where the file cannot be made, read, written or understood. */
@@ -90,7 +91,7 @@ export class QueueFile {
    * writes.
    */
   write<T>(run: () => T, { durable }: { readonly durable: boolean }): Promise<T> {
-    if (this.#closed) return Promise.reject(this.#error("is closed"));
+    if (this.#closing) return Promise.reject(this.#error("is closed"));
     if (this.#writes.length >= WRITES_MAX) return Promise.reject(this.#error(`has ${WRITES_MAX} writes waiting`));
     return new Promise<T>((resolve, reject) => {
       this.#writes.push({
@@ -145,7 +146,7 @@ export class QueueFile {
 
   /** What waits to be written is written first. */
   async close(): Promise<void> {
-    if (this.#closed) return;
+    this.#closing = true;
     while (this.#writes.length > 0 || this.#flushing) await new Promise((resolve) => setTimeout(resolve, 1));
     if (this.#closed) return;
     this.#closed = true;
