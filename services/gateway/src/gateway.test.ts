@@ -1,9 +1,9 @@
 import { connect } from "node:net";
 import { invariant, ServingError } from "@atelier/core";
+import { errorBody } from "@atelier/http";
 import { ImageFormat, Sampler } from "@atelier/proto";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { type GenerateReply, generateReply } from "./dialects/generate.ts";
-import { errorBody } from "./http/error-reply.ts";
 import { FakeWorker, fakeModel, PICTURE } from "./testing/fake-worker.ts";
 import { allReady, startGateway, type TestGateway } from "./testing/start-gateway.ts";
 

@@ -1,17 +1,20 @@
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
+import { listen } from "@atelier/http";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { createLogger, type Logger } from "@atelier/telemetry";
 import { buildGateway } from "./build-gateway.ts";
 import { type GatewayConfig, readGatewayConfig } from "./config.ts";
 import { stopGracefully } from "./graceful-stop.ts";
-import { listen } from "./listen.ts";
 
 async function main(config: GatewayConfig, log: Logger, stopping: Promise<string>): Promise<void> {
   const clock = systemClock;
   const gateway = await buildGateway(config, { clock, random: systemRandom, log, onBug: crash });
   const { app, fleet, inFlight, grpc } = gateway;
 
-  const listening = Promise.all([listen(app, config.listen), config.grpcListen && grpc?.listen(config.grpcListen)]);
+  const listening = Promise.all([
+    listen(app, { ...config.listen, variable: "ATELIER_LISTEN" }),
+    config.grpcListen && grpc?.listen(config.grpcListen),
+  ]);
   const [url, grpcAddress] = await listening.catch(async (error: unknown) => {
     await gateway.close(); // what it has open would keep the process alive
     throw error;

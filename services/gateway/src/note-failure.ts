@@ -1,6 +1,6 @@
 import { InvariantError, type ServingError } from "@atelier/core";
+import { readableError } from "@atelier/http";
 import type { Logger } from "@atelier/telemetry";
-import { readableError } from "./http/error-reply.ts";
 
 export interface FailureNotes {
   readonly log: Logger;

@@ -1,7 +1,6 @@
 import type { ServingError } from "@atelier/core";
+import { type ErrorBody, type ErrorReply, FieldRefusal } from "@atelier/http";
 import { z } from "zod";
-import type { ErrorBody, ErrorReply } from "../http/error-reply.ts";
-import { FieldRefusal } from "../http/validation.ts";
 
 /** Source: stable-diffusion-webui's modules/api/api.py, its exception handler, and FastAPI's own of what is not valid. */
 export const a1111Error = z

@@ -1,6 +1,6 @@
 import { ServingError } from "@atelier/core";
+import { showValue } from "@atelier/http";
 import { z } from "zod";
-import { showValue } from "../http/validation.ts";
 
 /** Pictures of one call, over all of its batches. */
 export const A1111_IMAGES_MAX = 16;

@@ -1,6 +1,6 @@
+import { errorBody } from "@atelier/http";
 import { z } from "zod";
 import { asBuffer } from "../as-buffer.ts";
-import { errorBody } from "../http/error-reply.ts";
 import { type GenerationEvent, type Preview, STAGE_NAMES, type StageProgress } from "../image-request.ts";
 import { generateReply } from "./generate.ts";
 

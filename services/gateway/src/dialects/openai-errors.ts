@@ -1,7 +1,6 @@
 import type { ErrorCode, ServingError } from "@atelier/core";
+import { type ErrorBody, type ErrorReply, errorBody, FieldRefusal } from "@atelier/http";
 import { z } from "zod";
-import { type ErrorBody, type ErrorReply, errorBody } from "../http/error-reply.ts";
-import { FieldRefusal } from "../http/validation.ts";
 
 /** Source: OpenAI's API reference, "Error codes", and the error classes of its clients, which go by the status. */
 export const openAiError = z

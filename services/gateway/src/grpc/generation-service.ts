@@ -1,4 +1,5 @@
 import { type Clock, Deadline, newId, ServingError } from "@atelier/core";
+import { readStrictly } from "@atelier/http";
 import {
   type CancelGenerationRequest,
   CancelGenerationResponseSchema,
@@ -19,7 +20,6 @@ import type { Generations } from "../generations/generations.ts";
 import type { GenerationContext } from "../generations/ports.ts";
 import { checkNoPreviews } from "../http/choose-reply.ts";
 import { cacheUseOf } from "../http/generation-edge.ts";
-import { readStrictly } from "../http/validation.ts";
 import type { ImageRequestDraft } from "../image-request.ts";
 import { ProgressThrottle } from "../progress-throttle.ts";
 import { catalogFor } from "../tenants/allow-lists.ts";

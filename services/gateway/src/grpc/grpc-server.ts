@@ -1,4 +1,5 @@
 import { type Clock, ConfigError, ServingError } from "@atelier/core";
+import { HTTP_STATUS, retryAfterSeconds } from "@atelier/http";
 import {
   type CancelGenerationRequest,
   type CancelGenerationResponse,
@@ -14,7 +15,6 @@ import { HealthImplementation } from "grpc-health-check";
 import type { Caller } from "../caller.ts";
 import type { HostPort } from "../config.ts";
 import type { Authenticator } from "../http/authentication.ts";
-import { HTTP_STATUS, retryAfterSeconds } from "../http/error-reply.ts";
 import type { GatewayMetrics } from "../metrics.ts";
 import type { Scope } from "../tenants/records.ts";
 import type { CreateCall, GenerationService } from "./generation-service.ts";

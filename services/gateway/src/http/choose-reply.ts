@@ -1,8 +1,6 @@
 import { ServingError } from "@atelier/core";
+import { chooseMediaType, EVENT_STREAM_TYPE, HttpRefusal } from "@atelier/http";
 import { IMAGE_FORMATS, type ImageFormatName, MEDIA_TYPES } from "../image-request.ts";
-import { chooseMediaType } from "./accept.ts";
-import { HttpRefusal } from "./error-reply.ts";
-import { EVENT_STREAM_TYPE } from "./event-stream.ts";
 
 export const JSON_TYPE = "application/json";
 

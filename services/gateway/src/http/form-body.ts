@@ -1,7 +1,7 @@
 import { ServingError } from "@atelier/core";
+import { HttpRefusal } from "@atelier/http";
 import multipart from "@fastify/multipart";
 import type { FastifyInstance, FastifyRequest } from "fastify";
-import { HttpRefusal } from "./error-reply.ts";
 
 export const FORM_TYPE = "multipart/form-data";
 

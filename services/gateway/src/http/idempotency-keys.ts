@@ -1,6 +1,6 @@
 import { type Clock, newId, newSeed, type ServingError, sha256 } from "@atelier/core";
+import { HttpRefusal } from "@atelier/http";
 import { type SharedStore, StoreUnavailable } from "../shared/shared-store.ts";
-import { HttpRefusal } from "./error-reply.ts";
 import { type IdempotentAnswer, readAnswer, writeAnswer } from "./idempotent-answer.ts";
 
 export interface IdempotencyKeysOptions {

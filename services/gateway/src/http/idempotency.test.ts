@@ -2,7 +2,6 @@ import { ServingError } from "@atelier/core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FakeWorker } from "../testing/fake-worker.ts";
 import { allReady, startGateway, type TestGateway } from "../testing/start-gateway.ts";
-import { readKey } from "./idempotency.ts";
 
 describe("Idempotency-Key", () => {
   let worker: FakeWorker;
@@ -164,13 +163,6 @@ describe("Idempotency-Key", () => {
       body: JSON.stringify(body),
       ...(signal && { signal }),
     });
-});
-
-describe("readKey", () => {
-  it("takes a key bare, or in the quotes of a structured text", () => {
-    expect(readKey("8e03978e-40d5-43dd-bc93-6894a57f9324")).toBe("8e03978e-40d5-43dd-bc93-6894a57f9324");
-    expect(readKey('"8e03978e-40d5"')).toBe("8e03978e-40d5");
-  });
 });
 
 let keys = 0;

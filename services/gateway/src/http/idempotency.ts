@@ -1,5 +1,6 @@
 import { Transform, type TransformCallback } from "node:stream";
 import { type Canonical, canonicalDigest, ServingError } from "@atelier/core";
+import { IDEMPOTENCY_HEADER, readIdempotencyKey } from "@atelier/http";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { isDryRun } from "../dialects/estimate.ts";
 import { SEED_HEADER } from "./generation-edge.ts";
@@ -19,7 +20,6 @@ declare module "fastify" {
   }
 }
 
-export const IDEMPOTENCY_HEADER = "idempotency-key";
 export const REPLAYED_HEADER = "idempotency-replayed";
 
 /** Above all pictures of a request in base64; what is larger is made again, with the same seed. */
@@ -44,7 +44,7 @@ export function heedIdempotencyKeys(app: FastifyInstance, { keys, requestTimeout
     reply.raw.once("close", () => gone.abort(new ServingError("CANCELLED", "the caller went away")));
     const entry = await keys.enter({
       tenant: request.caller.tenant,
-      key: readKey(String(header)),
+      key: readIdempotencyKey(String(header)),
       fingerprint: fingerprintOf(request, idempotent === true ? undefined : idempotent(request)),
       waitMs: requestTimeoutMs,
       signal: gone.signal,
@@ -83,18 +83,6 @@ export function heedIdempotencyKeys(app: FastifyInstance, { keys, requestTimeout
     tap.on("close", () => payload.destroy());
     return payload.pipe(tap);
   });
-}
-
-/**
- * The key itself. By the draft the header is a structured text, in quotes; most clients send it bare.
- *
- * @throws ServingError INVALID_REQUEST.
- */
-export function readKey(header: string): string {
-  const key = /^"(.*)"$/.exec(header)?.[1] ?? header;
-  if (/^[\x21\x23-\x5b\x5d-\x7e]{1,255}$/.test(key)) return key;
-  const message = `${IDEMPOTENCY_HEADER} has ${key.length} characters; it must be 1 to 255 printable ASCII characters without spaces, quotes or backslashes`;
-  throw new ServingError("INVALID_REQUEST", message, { field: IDEMPOTENCY_HEADER });
 }
 
 /** All that decides what is answered. */

@@ -1,3 +1,4 @@
+import { failuresAs, showValue } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { Caller } from "../caller.ts";
@@ -7,8 +8,6 @@ import { a1111Error, wordAsA1111 } from "../dialects/a1111-errors.ts";
 import { refused } from "../dialects/a1111-fields.ts";
 import { A1111_SAMPLERS, A1111_SCHEDULERS } from "../dialects/a1111-samplers.ts";
 import type { Fleet } from "../fleet/fleet.ts";
-import { failuresAs } from "../http/openapi.ts";
-import { showValue } from "../http/validation.ts";
 import { catalogFor } from "../tenants/allow-lists.ts";
 
 interface ListOptions {

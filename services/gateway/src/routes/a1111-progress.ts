@@ -1,9 +1,9 @@
 import type { Clock } from "@atelier/core";
+import { failuresAs } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { type A1111Calls, idleProgress } from "../dialects/a1111-calls.ts";
 import { a1111Error, wordAsA1111 } from "../dialects/a1111-errors.ts";
-import { failuresAs } from "../http/openapi.ts";
 
 interface ProgressOptions {
   readonly calls: A1111Calls;

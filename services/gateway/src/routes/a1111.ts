@@ -1,4 +1,5 @@
 import { newId } from "@atelier/core";
+import { failuresAs, sentAsWritten } from "@atelier/http";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
@@ -11,7 +12,6 @@ import type { Generations } from "../generations/generations.ts";
 import { type Part, partsOf } from "../generations/in-parts.ts";
 import type { GenerationContext, Served } from "../generations/ports.ts";
 import { contextOf, describeServed, IGNORED_HEADER, SIMULATED_HEADER } from "../http/generation-edge.ts";
-import { failuresAs, sentAsWritten } from "../http/openapi.ts";
 import { picturesJson } from "../http/pictures-json.ts";
 import { catalogFor } from "../tenants/allow-lists.ts";
 import { a1111ListRoutes } from "./a1111-lists.ts";

@@ -1,11 +1,11 @@
 import { ServingError } from "@atelier/core";
+import { errorResponses } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { type CacheScope, keeperOf } from "../cache/cache-key.ts";
 import type { ExactCache } from "../cache/exact-cache.ts";
 import type { PurgeRule } from "../cache/purge-log.ts";
 import type { Caller } from "../caller.ts";
-import { errorResponses } from "../http/openapi.ts";
 
 export interface AdminCacheOptions {
   /** Undefined where none is kept. */

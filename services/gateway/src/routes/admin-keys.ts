@@ -1,6 +1,6 @@
+import { errorResponses } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { errorResponses } from "../http/openapi.ts";
 import type { IssuedKey, KeyAdmin } from "../tenants/admin.ts";
 import type { KnownKey, TenantDirectory } from "../tenants/directory.ts";
 import { DEFAULT_TENANT, keyFields } from "../tenants/records.ts";

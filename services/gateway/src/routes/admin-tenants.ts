@@ -1,6 +1,6 @@
+import { errorResponses } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { errorResponses } from "../http/openapi.ts";
 import type { KeyAdmin } from "../tenants/admin.ts";
 import type { TenantDirectory } from "../tenants/directory.ts";
 import { NAME, tenantFields } from "../tenants/records.ts";

@@ -1,11 +1,11 @@
 import type { Clock } from "@atelier/core";
+import type { ErrorReply } from "@atelier/http";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { asBuffer } from "../as-buffer.ts";
 import { receiptForHeader } from "../dialects/receipt.ts";
 import type { Generations } from "../generations/generations.ts";
 import type { GenerationContext, Served } from "../generations/ports.ts";
 import type { ReplyKind } from "../http/choose-reply.ts";
-import type { ErrorReply } from "../http/error-reply.ts";
 import { describeServed, RECEIPT_HEADER } from "../http/generation-edge.ts";
 import { jsonOfHits, picturesJson } from "../http/pictures-json.ts";
 import type { ImageRequestDraft } from "../image-request.ts";

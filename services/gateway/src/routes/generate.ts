@@ -1,11 +1,10 @@
+import { EVENT_STREAM_TYPE, errorResponses, sentAsBytes, sentAsStream } from "@atelier/http";
 import type { GatewayApp } from "../app.ts";
 import { dryRunQuery, isDryRun, orEstimate } from "../dialects/estimate.ts";
 import { draftFromBody, generateBody, generateReply, replyFromServed } from "../dialects/generate.ts";
 import { generateEvent } from "../dialects/generate-events.ts";
 import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
-import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { contextOf } from "../http/generation-edge.ts";
-import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
 import { answerEstimate } from "./answer-estimate.ts";
 import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";
 

@@ -1,4 +1,5 @@
 import type { Clock } from "@atelier/core";
+import { errorResponses, sentAsBytes } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import { asBuffer } from "../as-buffer.ts";
@@ -8,7 +9,6 @@ import { LISTED_MAX } from "../background/generation-store.ts";
 import { generationList, generationState, receivedOf, stateToJson } from "../dialects/generations-records.ts";
 import { receiptForHeader } from "../dialects/receipt.ts";
 import { CACHE_HEADER, RECEIPT_HEADER, SEED_HEADER, SIMULATED_HEADER } from "../http/generation-edge.ts";
-import { errorResponses, sentAsBytes } from "../http/openapi.ts";
 
 export interface GenerationRecordsOptions {
   readonly background: BackgroundGenerations;

@@ -1,4 +1,5 @@
 import { newId } from "@atelier/core";
+import { EVENT_STREAM_TYPE, errorResponses, sentAsBytes, sentAsStream } from "@atelier/http";
 import type { GatewayApp } from "../app.ts";
 import type { BackgroundGenerations } from "../background/background-generations.ts";
 import { dryRunQuery, isDryRun, orEstimate } from "../dialects/estimate.ts";
@@ -12,9 +13,7 @@ import {
 import { generationEvent } from "../dialects/generations-events.ts";
 import { generationState, stateToJson } from "../dialects/generations-records.ts";
 import { chooseReply, JSON_TYPE } from "../http/choose-reply.ts";
-import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { contextOf } from "../http/generation-edge.ts";
-import { errorResponses, sentAsBytes, sentAsStream } from "../http/openapi.ts";
 import { prefersAsync } from "../http/prefer.ts";
 import { answerEstimate } from "./answer-estimate.ts";
 import { answerGeneration, type GenerationRouteOptions } from "./answer-generation.ts";

@@ -1,4 +1,5 @@
 import { ServingError } from "@atelier/core";
+import { failuresAs, showValue } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { CatalogModel } from "../catalog.ts";
@@ -6,8 +7,6 @@ import { openAiError, sharedError, wordAsOpenAi, wordForBoth } from "../dialects
 import { openAiModel, openAiModels } from "../dialects/openai-models.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { PLACE_STATUSES } from "../fleet/worker-view.ts";
-import { failuresAs } from "../http/openapi.ts";
-import { showValue } from "../http/validation.ts";
 import type { ModelAliases } from "../model-aliases.ts";
 import { SAMPLER_NAMES } from "../samplers.ts";
 import { catalogFor } from "../tenants/allow-lists.ts";

@@ -1,4 +1,5 @@
 import { newId } from "@atelier/core";
+import { EVENT_STREAM_TYPE, failuresAs, sentAsStream } from "@atelier/http";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
@@ -17,10 +18,8 @@ import type { Fleet } from "../fleet/fleet.ts";
 import type { Generations } from "../generations/generations.ts";
 import { partsOf } from "../generations/in-parts.ts";
 import type { Served } from "../generations/ports.ts";
-import { EVENT_STREAM_TYPE } from "../http/event-stream.ts";
 import { acceptFormsOnly, FORM_TYPE } from "../http/form-body.ts";
 import { contextOf, describeServed, IGNORED_HEADER, SIMULATED_HEADER } from "../http/generation-edge.ts";
-import { failuresAs, sentAsStream } from "../http/openapi.ts";
 import { picturesJson } from "../http/pictures-json.ts";
 import type { GenerationRouteOptions } from "./answer-generation.ts";
 import { sendOpenAiEvents } from "./send-openai-events.ts";

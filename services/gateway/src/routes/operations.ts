@@ -1,10 +1,10 @@
 import { ServingError } from "@atelier/core";
+import { errorResponses, sentAsBytes } from "@atelier/http";
 import type { Registry } from "@atelier/telemetry";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { Fleet } from "../fleet/fleet.ts";
 import { notReadyMessage } from "../fleet/not-ready.ts";
-import { errorResponses, sentAsBytes } from "../http/openapi.ts";
 import type { InFlight } from "../in-flight.ts";
 
 export interface OperationsOptions {

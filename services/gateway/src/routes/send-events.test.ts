@@ -1,10 +1,9 @@
 import { connect } from "node:net";
 import { ManualClock, ServingError, systemClock } from "@atelier/core";
+import { EventStream, errorBody } from "@atelier/http";
 import { Stage } from "@atelier/proto";
 import Fastify from "fastify";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
-import { errorBody } from "../http/error-reply.ts";
-import { EventStream } from "../http/event-stream.ts";
 import { FakeWorker } from "../testing/fake-worker.ts";
 import { allReady, startGateway, type TestGateway } from "../testing/start-gateway.ts";
 import { sendEvents } from "./send-events.ts";

@@ -1,8 +1,8 @@
 import type { Clock } from "@atelier/core";
+import { EVENT_STREAM_HEADERS, EventStream, headersOut } from "@atelier/http";
 import type { FastifyReply } from "fastify";
 import { acceptedToJson, previewToJson, progressToJson, queuedToJson } from "../dialects/generate-events.ts";
 import type { Served } from "../generations/ports.ts";
-import { EVENT_STREAM_HEADERS, EventStream, headersOut } from "../http/event-stream.ts";
 import { SEED_HEADER } from "../http/generation-edge.ts";
 import type { GenerationEvent } from "../image-request.ts";
 import { ProgressThrottle } from "../progress-throttle.ts";

@@ -1,10 +1,10 @@
 import type { Clock } from "@atelier/core";
+import { EVENT_STREAM_HEADERS, EventStream, headersOut } from "@atelier/http";
 import type { FastifyReply } from "fastify";
 import { type OpenAiEventKind, PartialImages, partialToEvent, servedToEvents } from "../dialects/openai-events.ts";
 import { lookOf } from "../dialects/openai-images.ts";
 import type { Part } from "../generations/in-parts.ts";
 import type { Served } from "../generations/ports.ts";
-import { EVENT_STREAM_HEADERS, EventStream, headersOut } from "../http/event-stream.ts";
 import { SEED_HEADER } from "../http/generation-edge.ts";
 import type { CompleteRequest, GenerationEvent, ImageRequestDraft } from "../image-request.ts";
 

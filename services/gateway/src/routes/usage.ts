@@ -1,7 +1,7 @@
 import { type Clock, ServingError } from "@atelier/core";
+import { errorResponses } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { errorResponses } from "../http/openapi.ts";
 import { StoreUnavailable } from "../shared/shared-store.ts";
 import { type Accounts, dayOf, monthOf, type UsageRow, type Use } from "../tenants/accounts.ts";
 import { NAME } from "../tenants/records.ts";

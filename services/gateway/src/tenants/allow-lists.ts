@@ -1,8 +1,8 @@
 import { ServingError } from "@atelier/core";
+import { showValue } from "@atelier/http";
 import type { Caller } from "../caller.ts";
 import { type CatalogModel, catalogOf } from "../catalog.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
-import { showValue } from "../http/validation.ts";
 
 type Lists = Pick<Caller, "models" | "adapters">;
 

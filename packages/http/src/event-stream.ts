@@ -49,9 +49,14 @@ export class EventStream {
     return this.#stream;
   }
 
-  /** Returns false when the reader is slow: what can be left out should be, until it drains. JSON holds no raw newline. */
-  send(event: string, data: unknown): boolean {
-    return this.#write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
+  /**
+   * Returns false when the reader is slow: what can be left out should be, until it drains. JSON holds no raw newline.
+   *
+   * @param id what a reader that lost its connection gives back as Last-Event-ID.
+   */
+  send(event: string, data: unknown, id?: number): boolean {
+    const named = id === undefined ? "" : `id: ${id}\n`;
+    return this.#write(`${named}event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
   }
 
   /** Has the headers leave before there is an event to send. */

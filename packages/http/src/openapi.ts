@@ -4,12 +4,10 @@ import type { FastifyInstance } from "fastify";
 import { createJsonSchemaTransform, createJsonSchemaTransformObject } from "fastify-type-provider-zod";
 import { z } from "zod";
 import { errorBody } from "./error-reply.ts";
-import { IDEMPOTENCY_HEADER } from "./idempotency.ts";
+import { IDEMPOTENCY_HEADER } from "./idempotency-key.ts";
 import { REQUEST_ID_HEADER } from "./request-id.ts";
 
-const DESCRIPTION = `Makes pictures from prompts.
-
-Every answer carries ${REQUEST_ID_HEADER}: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
+const CONVENTIONS = `Every answer carries ${REQUEST_ID_HEADER}: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
 Every failure has the body {"error": {"code", "message", "field", "request_id"}}.`;
 
 /** zod bounds every whole number by what a double holds exactly; said of each width, that is noise. */
@@ -33,15 +31,19 @@ const SECURITY_SCHEMES = {
 
 const transformObject = createJsonSchemaTransformObject({ zodToJsonConfig });
 
-/** Collects the routes registered after it into an OpenAPI 3.1 document. */
-export async function collectOpenApi(app: FastifyInstance): Promise<void> {
+/**
+ * Collects the routes registered after it into an OpenAPI 3.1 document.
+ *
+ * @param description what the service does, in a sentence.
+ */
+export async function collectOpenApi(app: FastifyInstance, description: string): Promise<void> {
   await app.register(swagger, {
     openapi: {
       openapi: "3.1.0",
       info: {
         title: "Atelier",
         version: "0.1.0",
-        description: DESCRIPTION,
+        description: `${description}\n\n${CONVENTIONS}`,
         license: { name: "Apache-2.0", identifier: "Apache-2.0" },
       },
       components: { securitySchemes: SECURITY_SCHEMES },
@@ -53,8 +55,15 @@ export async function collectOpenApi(app: FastifyInstance): Promise<void> {
 }
 
 /** What a route's config says of it, on top of its schema. */
+interface RouteConfig {
+  /** "public": nobody is asked for a key. */
+  readonly access?: unknown;
+  /** Heeds idempotency-key. */
+  readonly idempotent?: unknown;
+}
+
 const documentRoute: typeof transform = (route) => {
-  const { access, idempotent = false } = route.route.config ?? {};
+  const { access, idempotent = false } = (route.route.config ?? {}) as RouteConfig;
   if (access === "public") {
     const transformed = transform(route);
     return { ...transformed, schema: { ...transformed.schema, security: [] } };
@@ -89,15 +98,19 @@ export function openApiRoute(app: FastifyInstance): void {
   app.get("/openapi.json", { schema, config: { access: "public" } }, async () => app.swagger());
 }
 
+/** A status, and what it says of this route where that is more than it says of any. */
+export type DocumentedFailure = number | readonly [status: number, description: string];
+
 /** The documented failures of a route. */
-export function errorResponses(...statuses: number[]) {
-  return failuresAs(errorBody, ...statuses);
+export function errorResponses(...failures: readonly DocumentedFailure[]) {
+  return failuresAs(errorBody, ...failures);
 }
 
 /** The documented failures of a route whose dialect has a schema of its own for them. */
-export function failuresAs<Schema extends z.ZodType>(schema: Schema, ...statuses: number[]) {
-  const entries = statuses.map((status) => {
-    const description = FAILURES[status] ?? "The request failed.";
+export function failuresAs<Schema extends z.ZodType>(schema: Schema, ...failures: readonly DocumentedFailure[]) {
+  const entries = failures.map((failure) => {
+    const [status, said] = typeof failure === "number" ? [failure] : failure;
+    const description = said ?? FAILURES[status] ?? "The request failed.";
     return [status, { description, content: { "application/json": { schema } } }];
   });
   return Object.fromEntries(entries) as Record<
