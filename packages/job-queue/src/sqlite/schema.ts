@@ -63,8 +63,7 @@ const SCHEMA = `
 
 /** Makes the tables in an empty file, and checks those of another. @throws ServingError STORAGE_UNAVAILABLE. */
 export function ensureSchema(database: DatabaseSync, path: string): void {
-  // Immediately, so that of two processes that open a new file one makes the tables and the other finds them; and so that
-  // a file which cannot be written is found out now.
+  // Immediately, so that of two processes that open a new file one makes the tables and the other finds them.
   database.exec("BEGIN IMMEDIATE");
   try {
     const application = pragma(database, "application_id");
@@ -77,6 +76,8 @@ export function ensureSchema(database: DatabaseSync, path: string): void {
       const whose = version > SCHEMA_VERSION ? "a newer" : "an older";
       throw unusable(path, `has schema version ${version}, of ${whose} Atelier; this one reads ${SCHEMA_VERSION}`);
     }
+    // A file that may only be read is found out now: without a write even this transaction would be one that reads.
+    database.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`);
     database.exec("COMMIT");
   } catch (error) {
     if (database.isTransaction) database.exec("ROLLBACK");

@@ -1,4 +1,4 @@
-import { appendFile, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { appendFile, chmod, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -237,6 +237,13 @@ describe("a queue's file", () => {
     await writeFile(join(folder, "file"), "");
     path = join(folder, "file", "queue.db");
     await expect(open()).rejects.toMatchObject({ code: "STORAGE_UNAVAILABLE" });
+  });
+
+  // The superuser may write anything.
+  it.skipIf(process.getuid?.() === 0)("that may only be read is refused", async () => {
+    await (await open()).close();
+    await chmod(path, 0o444);
+    await expect(open()).rejects.toThrow(/queue\.db cannot be opened: attempt to write a readonly database/);
   });
 
   it("that was cut short says so at once or with what it cannot read", async () => {

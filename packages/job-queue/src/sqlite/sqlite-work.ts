@@ -105,16 +105,12 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
   }
 
   async *deadLetters(jobId?: string): AsyncIterable<DeadLetter> {
-    const page = this.#file.prepare(
-      jobId === undefined
-        ? "SELECT id, letter FROM dead_letters WHERE :job IS NULL AND id > :after ORDER BY id LIMIT :rows"
-        : "SELECT id, letter FROM dead_letters WHERE job = :job AND id > :after ORDER BY id LIMIT :rows",
-    );
+    const ofJob = jobId === undefined ? "" : "job = ? AND";
+    const page = this.#file.prepare(`SELECT id, letter FROM dead_letters WHERE ${ofJob} id > ? ORDER BY id LIMIT ?`);
+    const job = jobId === undefined ? [] : [jobId];
     let after = 0;
     for (;;) {
-      const rows = (await this.#file.read(() =>
-        page.all({ job: jobId ?? null, after, rows: PAGE_ROWS }),
-      )) as unknown as { id: number; letter: Uint8Array }[];
+      const rows = (await this.#file.read(() => page.all(...job, after, PAGE_ROWS))) as unknown as LetterRow[];
       for (const { letter } of rows) yield fromBinary(DeadLetterSchema, letter);
       if (rows.length < PAGE_ROWS) return;
       after = rows.at(-1)!.id;
@@ -315,6 +311,11 @@ interface DepthRow {
   readonly held: 0 | 1;
   readonly count: number;
   readonly first: number;
+}
+
+interface LetterRow {
+  readonly id: number;
+  readonly letter: Uint8Array;
 }
 
 interface TakenRow {
