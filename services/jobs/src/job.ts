@@ -68,6 +68,10 @@ export interface JobSource {
   /** Those left out with `on_error=skip`: the first hundred by number and reason, and how many in all. */
   readonly skipped: readonly { readonly line: number; readonly message: string }[];
   readonly skippedCount: number;
+  /** Items whose row names no seed have theirs from this one and their index. 0..2^53-1. */
+  readonly seed: number;
+  /** The job that it is a clone of. */
+  readonly clonedFrom: string | null;
 }
 
 export interface JobWebhook {
@@ -82,6 +86,7 @@ export interface ItemSpec {
   readonly index: number;
   /** Of the sheet, from 1, the header left out. */
   readonly row: number;
+  /** From 1. */
   readonly variant: number;
   readonly preset: string | null;
   readonly sku: string | null;
