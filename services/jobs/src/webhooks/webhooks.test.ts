@@ -83,7 +83,7 @@ describe("webhooks", () => {
     first.jobs.change(running, { status: "running" });
     await receiver.calledTimes(1);
     await attempted(first.webhooks, 1);
-    await first.webhooks.stop();
+    await first.webhooks.close();
     const noted = await first.queue.records.get(STATE);
 
     await append(first.queue, { itemIndex: 2, code: "NUMERIC_FAILURE", message: "NaN in the latents" });
@@ -99,14 +99,14 @@ describe("webhooks", () => {
     expect(item).toEqual({ index: 2, code: "NUMERIC_FAILURE", message: "NaN in the latents", attempts: 1 });
 
     await ended(second.webhooks);
-    await second.webhooks.stop();
+    await second.webhooks.close();
     await first.queue.records.put(STATE, noted!.value); // as if it had died before it could note what it told
     const third = await open({
       queue: first.queue,
       startMs: NOW + 2 * HOUR_MS,
       jobs: [view(running, { status: "paused" })],
     });
-    await third.webhooks.stop();
+    await third.webhooks.close();
     expect(receiver.calls).toHaveLength(4); // nothing is told twice
   });
 
@@ -222,7 +222,7 @@ const STATE = "webhooks.jobs.job_a";
 
 let folder = "";
 let count = 0;
-let opened: { stop(): Promise<void> }[] = [];
+let opened: { close(): Promise<void> }[] = [];
 let servers: Server[] = [];
 const queues: JobQueue[] = [];
 
@@ -231,7 +231,7 @@ beforeAll(() => {
 });
 
 afterEach(async () => {
-  await Promise.all(opened.map((one) => one.stop()));
+  await Promise.all(opened.map((one) => one.close()));
   for (const server of servers) {
     server.closeAllConnections();
     server.close();

@@ -87,7 +87,7 @@ export class Webhooks {
   }
 
   /** What runs is waited for; what waits is the next process's. */
-  async stop(): Promise<void> {
+  async close(): Promise<void> {
     this.#unsubscribe();
     this.#cancelPruning();
     this.#progress.stop();
