@@ -1,5 +1,7 @@
 import { availableParallelism, hostname } from "node:os";
 import { ConfigError, fromEnv, readConfig } from "@atelier/core";
+import { parseQueueAddress } from "@atelier/job-queue";
+import { parseObjectsAddress } from "@atelier/object-store";
 import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
@@ -36,7 +38,23 @@ export interface WorkerConfig {
   /** Pictures of more pixels are decoded in tiles. */
   readonly decodeTilePixels: number;
   readonly drainMs: number;
+  /** Where items of bulk jobs are pulled from; undefined: it pulls none. */
+  readonly bulk: BulkConfig | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+}
+
+export interface BulkConfig {
+  /** As `openJobQueue` takes it. */
+  readonly queue: {
+    readonly address: string;
+    readonly replicas: number;
+    readonly leaseMs: number;
+    readonly timeoutMs: number;
+  };
+  /** As `openObjectStore` takes it. */
+  readonly objects: string;
+  /** Tries of one item. */
+  readonly attemptsMax: number;
 }
 
 export interface Address {
@@ -54,6 +72,16 @@ const address = () =>
     if (match !== null && port <= 65_535) return { host: (match[1] ?? match[2])!, port };
     context.addIssue({ code: "custom", message: "must be HOST:PORT, the port 0..65535 (0: any free one)" });
     return z.NEVER;
+  });
+
+/** A text that `parse` does not throw at. */
+const accepted = (parse: (text: string) => unknown) =>
+  z.string().superRefine((text, context) => {
+    try {
+      parse(text);
+    } catch (error) {
+      context.addIssue({ code: "custom", message: (error as Error).message });
+    }
   });
 
 const schema = z.object({
@@ -88,6 +116,12 @@ const schema = z.object({
   ATELIER_DECODE_TILE_PIXELS: fromEnv.integer({ min: 64 * 64, max: 16_384 ** 2 }).default(DECODE_TILE_PIXELS),
   // Kubernetes' default grace period is 30 s.
   ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
+  ATELIER_QUEUE: accepted(parseQueueAddress).optional(),
+  ATELIER_OBJECTS: accepted(parseObjectsAddress).optional(),
+  ATELIER_QUEUE_REPLICAS: fromEnv.integer({ min: 1, max: 5 }).default(1),
+  ATELIER_QUEUE_LEASE_MS: fromEnv.integer({ min: 1000, max: 3_600_000 }).default(30_000),
+  ATELIER_QUEUE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 600_000 }).default(5000),
+  ATELIER_ITEM_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 1000 }).default(5),
   ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
 });
 
@@ -111,6 +145,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     stateDir: values.ATELIER_STATE_DIR,
     decodeTilePixels: values.ATELIER_DECODE_TILE_PIXELS,
     drainMs: values.ATELIER_DRAIN_MS,
+    bulk: bulkOf(values),
     logLevel: values.ATELIER_LOG_LEVEL,
   });
 }
@@ -129,6 +164,23 @@ function tlsOf(values: z.output<typeof schema>): WorkerConfig["tls"] {
   }
   const [ca, cert, key] = named as { variable: string; file: string }[];
   return { ca: ca!, cert: cert!, key: key! };
+}
+
+/** @throws ConfigError where only one of both is there, or a lease is over before a single call of the queue may be. */
+function bulkOf(values: z.output<typeof schema>): BulkConfig | undefined {
+  const { ATELIER_QUEUE: address, ATELIER_OBJECTS: objects } = values;
+  if (address === undefined && objects === undefined) return undefined;
+  if (address === undefined) throw new ConfigError("ATELIER_QUEUE must be set beside ATELIER_OBJECTS");
+  if (objects === undefined) throw new ConfigError("ATELIER_OBJECTS must be set beside ATELIER_QUEUE");
+  const { ATELIER_QUEUE_LEASE_MS: leaseMs, ATELIER_QUEUE_TIMEOUT_MS: timeoutMs } = values;
+  // It is extended at a third of its length, and that has to have arrived by its end.
+  if (timeoutMs > leaseMs / 2) {
+    throw new ConfigError(
+      `ATELIER_QUEUE_TIMEOUT_MS=${timeoutMs}: must be at most half of ATELIER_QUEUE_LEASE_MS=${leaseMs}`,
+    );
+  }
+  const queue = { address, replicas: values.ATELIER_QUEUE_REPLICAS, leaseMs, timeoutMs };
+  return { queue, objects, attemptsMax: values.ATELIER_ITEM_ATTEMPTS_MAX };
 }
 
 /** "none" alone loads nothing at the start. */

@@ -10,6 +10,8 @@ export interface GenerationCall {
   /** Its reason, a ServingError, is what the request fails with. */
   readonly signal: AbortSignal;
   readonly deadline: Deadline;
+  /** The worker fetched it by itself: it takes none of the places that others send requests to. */
+  readonly pulled?: boolean;
   readonly onEvent: (event: GenerationEvent) => void;
 }
 

@@ -1,10 +1,12 @@
-import { systemClock, toServingError } from "@atelier/core";
+import { systemClock, systemRandom, toServingError } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
 import { createLogger, type Logger } from "@atelier/telemetry";
+import { Bulk } from "./bulk/bulk.ts";
+import { BulkMetrics } from "./bulk/bulk-metrics.ts";
 import { readWorkerConfig } from "./config.ts";
 import { chooseDevice } from "./device/choose-device.ts";
-import { deviceName } from "./device/device.ts";
+import { deviceName, narrowLanesOf } from "./device/device.ts";
 import { checkTensorrtCache, useTensorrtCache } from "./device/onnx/tensorrt-cache.ts";
 import { WorkerMetrics } from "./metrics.ts";
 import { serveMetrics } from "./metrics-server.ts";
@@ -33,10 +35,12 @@ async function main(): Promise<void> {
   tellParent({ type: "listening", address: server.address, metricsAddress: metricsServer.address });
   logger.info({ address: server.address, metrics: metricsServer.address, device: identity.device }, "listening");
 
+  // Those that denoise, as many that are ready to, and those that are decoded and stored meanwhile.
+  const pulledMax = Math.max(32, 4 * config.stepBatchMax, 4 * narrowLanesOf(device));
   const pipeline = await createPipeline({
     bundleDirs: config.bundleDirs,
     device,
-    limits: config,
+    limits: { ...config, ...(config.bulk && { pulledMax }) },
     memoryBudgetBytes: config.memoryBudgetBytes,
     observer: metrics,
     stateDir: config.stateDir,
@@ -48,6 +52,19 @@ async function main(): Promise<void> {
   await pipeline.preload(config.preload);
   if (tensorrtCacheDir !== undefined) await checkTensorrtCache(tensorrtCacheDir, logger);
   server.open();
+  const bulk =
+    config.bulk &&
+    new Bulk(config.bulk, {
+      pipeline,
+      identity,
+      metrics: new BulkMetrics(metrics.registry, logger),
+      logger,
+      clock: systemClock,
+      random: systemRandom,
+      heldMax: pulledMax,
+    });
+  if (bulk !== undefined) server.pulls(bulk);
+  bulk?.start();
   tellParent({ type: "ready" });
   const { places, memoryBudgetBytes, memoryUsedBytes } = pipeline.state;
   const models = places.map(({ id, status }) => `${id} (${status})`);
@@ -56,6 +73,7 @@ async function main(): Promise<void> {
   const reason = await stopping;
   logger.info({ reason, drainMs: config.drainMs }, "draining");
   await server.drain({ timeoutMs: config.drainMs });
+  await bulk?.close();
   await pipeline.close();
   await server.close();
   await metricsServer.close();

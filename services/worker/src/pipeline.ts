@@ -1,6 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { type Clock, checkPromptText, Deadline, ServingError, systemClock, toServingError } from "@atelier/core";
+import type { LatentShape } from "@atelier/diffusion";
 import { Backlog } from "./backlog.ts";
+import type { ModelView } from "./bulk/bulk-work.ts";
 import { BusyRatio } from "./busy-ratio.ts";
 import { type DeviceSpec, decoderSessions, deviceName, narrowLanesOf } from "./device/device.ts";
 import { markImage } from "./device/simulated/mark.ts";
@@ -20,6 +22,7 @@ import { demandOf, parseJobId, Running, type RunningParts } from "./running.ts";
 import type { Prediction } from "./stages/denoise-job.ts";
 import { QUALITY_DEFAULT, type RgbImage } from "./stages/image-file.ts";
 import { readInitImage } from "./stages/init-image.ts";
+import { batchSize } from "./stages/order/batch-size.ts";
 import type { PriorityClass } from "./stages/order/service-order.ts";
 import { drawPreview, encodePreview, type PreviewMap } from "./stages/preview.ts";
 import type { EmbeddingCounts } from "./stages/text-encode.ts";
@@ -55,6 +58,8 @@ export interface PipelineOptions {
 export interface PipelineLimits {
   /** Requests accepted and not finished; one more is refused. */
   readonly queueMax: number;
+  /** The same of those that the worker pulls, which have places of their own. Absent: it pulls none. */
+  readonly pulledMax?: number;
   /** Images in one U-Net run. */
   readonly stepBatchMax: number;
   /** A class of requests that could run and got no turn for so long gets the next step batch. */
@@ -71,7 +76,9 @@ export interface PipelineObserver {
 }
 
 export interface PipelineState {
+  /** Those that were pulled included. */
   readonly requestsInFlight: number;
+  /** Of those that others send. */
   readonly requestsFree: number;
   /** Denoising work accepted and not done, in predicted device milliseconds. */
   readonly backlogMs: Readonly<Record<PriorityClass, number>>;
@@ -144,10 +151,12 @@ export class Pipeline {
   /** What the denoise thread was last told, by model. */
   readonly #rooms = new Map<string, StepRoom>();
   /** Requests that are about to be admitted: their picture is being read, or room is made for them. */
-  #entering = 0;
+  readonly #entering = { sent: 0, pulled: 0 };
   /** Requests admitted so far, warm-ups left out. */
   #admitted = 0;
   #warmingUp = 0;
+  /** What was last asked of each model. */
+  readonly #lastWork = new Map<string, { readonly shape: LatentShape; readonly rows: number }>();
 
   constructor(
     options: PipelineOptions,
@@ -275,7 +284,7 @@ export class Pipeline {
     const requestsInFlight = this.#inFlight.size;
     return {
       requestsInFlight,
-      requestsFree: Math.max(0, this.#limits.queueMax - this.#placesTaken),
+      requestsFree: Math.max(0, this.#limits.queueMax - this.#placesTaken.sent),
       backlogMs: this.#backlog.byClassMs,
       jobsLeftMs: this.#backlog.jobsLeftMs,
       denoiseBusyRatio: this.#busy.at(this.#clock.nowMs()),
@@ -286,6 +295,22 @@ export class Pipeline {
       memoryBudgetBytes: this.#budget.budgetBytes,
       stepMs: new Map([...this.models.values()].map(({ bundle }) => [bundle.id, 2 * this.#nativeMsPerRow(bundle)])),
     };
+  }
+
+  /** Every model: whether it is in memory, and how many pictures of it its lanes' step batches hold together. */
+  get residency(): readonly ModelView[] {
+    return this.#shelf.places.map(({ id, status, loadMs }) => {
+      const resident = status === "resident" || status === "loading";
+      return { id, resident, fits: resident || this.#shelf.hasRoomFor(id), loadMs, sideBySide: this.#sideBySide(id) };
+    });
+  }
+
+  /** Pictures that have step batches ahead of them, of requests that others sent. */
+  get requestsDenoising(): number {
+    let denoising = 0;
+    for (const { call, phases, stepsDone } of this.#inFlight.values())
+      if (!call.pulled) denoising += stepsDone.filter((steps) => steps < phases.steps).length;
+    return denoising;
   }
 
   /** Calls `listener` whenever the state has changed; the result takes it back. */
@@ -372,8 +397,9 @@ export class Pipeline {
    * be, and there is memory for it. It has its place meanwhile.
    */
   async #enter(request: GenerationRequest, call: GenerationCall, plan: Omit<RunningParts, "picture">) {
-    this.#checkRoom();
-    this.#entering += 1;
+    const from = call.pulled ? "pulled" : "sent";
+    this.#checkRoom(from);
+    this.#entering[from] += 1;
     try {
       const picture = await this.#readInitImage(request);
       if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
@@ -387,7 +413,7 @@ export class Pipeline {
         throw error;
       }
     } finally {
-      this.#entering -= 1;
+      this.#entering[from] -= 1;
     }
   }
 
@@ -397,13 +423,20 @@ export class Pipeline {
     return bytes === undefined ? undefined : await readInitImage(bytes, request);
   }
 
-  get #placesTaken(): number {
-    return this.#inFlight.size - this.#warmingUp + this.#entering;
+  get #placesTaken(): { readonly sent: number; readonly pulled: number } {
+    let pulled = 0;
+    for (const { call } of this.#inFlight.values()) if (call.pulled) pulled += 1;
+    const { size } = this.#inFlight;
+    const entering = this.#entering;
+    return { sent: size - pulled - this.#warmingUp + entering.sent, pulled: pulled + entering.pulled };
   }
 
-  #checkRoom(): void {
-    if (this.#placesTaken < this.#limits.queueMax) return;
-    throw new ServingError("OVERLOADED", `${this.#limits.queueMax} requests are in flight, which is the most`);
+  #checkRoom(from: "sent" | "pulled"): void {
+    const { queueMax, pulledMax = 0 } = this.#limits;
+    const most = from === "sent" ? queueMax : pulledMax;
+    if (this.#placesTaken[from] < most) return;
+    const what = from === "sent" ? "requests" : "requests that were pulled";
+    throw new ServingError("OVERLOADED", `${most} ${what} are in flight, which is the most`);
   }
 
   #admit(request: GenerationRequest, call: GenerationCall, parts: RunningParts): Running {
@@ -416,6 +449,8 @@ export class Pipeline {
     }
     const running = new Running(request, call, parts);
     this.#inFlight.set(request.id, running);
+    const { model, rows, passes } = running.jobWork;
+    this.#lastWork.set(model, { shape: passes[0]!.shape, rows });
     for (const [imageIndex, id] of running.jobIds.entries()) {
       this.#backlog.add(id, running.jobWork);
       this.#backlog.progress(id, running.stepsDone[imageIndex]!);
@@ -463,6 +498,25 @@ export class Pipeline {
     } finally {
       this.#warmingUp -= 1;
     }
+  }
+
+  /** Of the kind of picture that was last asked for. */
+  #sideBySide(id: string): number {
+    const { bundle } = this.models.get(id)!;
+    const { width, height } = bundle.manifest.nativeSize;
+    const native = { channels: bundle.latentChannels, width: width / 8, height: height / 8 };
+    const { shape, rows } = this.#lastWork.get(id) ?? { shape: native, rows: 2 };
+    const { stepBatchMax } = this.#limits;
+    const narrow = narrowLanesOf(this.#device);
+    const size = batchSize({
+      rows: Array.from({ length: stepBatchMax }, () => rows),
+      equals: stepBatchMax,
+      runMs: (of) => this.#times.runMs(id, shape, narrow > 0 ? 1 : 0, of),
+      narrow: narrow > 0,
+      jobsMax: stepBatchMax,
+      rowsMax: Infinity,
+    });
+    return Math.max(1, narrow) * size;
   }
 
   #nativeMsPerRow({ id, manifest, latentChannels }: Model["bundle"]): number {

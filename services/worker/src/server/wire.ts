@@ -7,6 +7,7 @@ import {
   GenerateResponseSchema,
   type GenerationParameters,
   ImageFormat,
+  type Receipt,
   ReceiptSchema,
   Sampler,
   PriorityClass as WireClass,
@@ -210,14 +211,18 @@ export function wireCheckpoint(state: DenoiseState): GenerateResponse {
 }
 
 /** The last event of a stream. */
-export function wireCompleted(
+export function wireCompleted(...made: Parameters<typeof wireReceipt>): GenerateResponse {
+  return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt: wireReceipt(...made) } } });
+}
+
+export function wireReceipt(
   parameters: GenerationParameters,
   outcome: GenerationOutcome,
   worker: { readonly id: string; readonly device: string; readonly simulated: boolean },
-): GenerateResponse {
+): Receipt {
   const { modelDigest, hiresFix, promptChunks, times } = outcome;
   const { embeddingsCached, batchDifference, preemptions, deviceMs, tiledDecode, resumedAtSteps, reused } = outcome;
-  const receipt = create(ReceiptSchema, {
+  return create(ReceiptSchema, {
     parameters,
     modelDigest,
     workerId: worker.id,
@@ -234,5 +239,4 @@ export function wireCompleted(
     tiledDecode,
     ...(reused && { reusedSteps: reused.steps, startLatentDigest: reused.digest }),
   });
-  return create(GenerateResponseSchema, { event: { case: "completed", value: { receipt } } });
 }

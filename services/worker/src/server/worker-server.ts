@@ -53,6 +53,16 @@ export interface WorkerServerOptions {
   readonly clock?: Clock;
 }
 
+/** Work that the worker fetches by itself, and stops fetching when it leaves. */
+export interface PulledWork {
+  /** Nothing more is fetched. */
+  stop(): void;
+  /** What is left is given back. */
+  leave(): void;
+  /** Resolves when nothing of it is left. */
+  settled(): Promise<void>;
+}
+
 /** Binds the port; every call but Watch, health and reflection is refused until `open()`. */
 export async function serveWorker(options: WorkerServerOptions): Promise<WorkerServer> {
   const server = new WorkerServer(options);
@@ -69,6 +79,7 @@ export class WorkerServer {
   readonly #publisher: StatePublisher<WatchResponse>;
   readonly #watching = new Set<ServerWritableStream<WatchRequest, WatchResponse>>();
   #pipeline: Pipeline | undefined;
+  #pulled: PulledWork | undefined;
   #warm = false;
   #draining = false;
   #imagesHandedBack = 0;
@@ -134,6 +145,12 @@ export class WorkerServer {
     this.#publisher.changed();
   }
 
+  /** Work beside the requests, to be drained with them. */
+  pulls(work: PulledWork): void {
+    this.#pulled = work;
+    if (this.#draining) work.stop();
+  }
+
   /** The pipeline that is shown is warm: admits requests, and says so. */
   open(): void {
     this.#warm = true;
@@ -151,13 +168,15 @@ export class WorkerServer {
     this.#publisher.changed();
     const before = this.#finished;
     const pipeline = this.#pipeline;
+    this.#pulled?.stop();
     if (pipeline !== undefined) {
-      const giveUp = this.#clock.after(timeoutMs, () =>
+      const giveUp = this.#clock.after(timeoutMs, () => {
         pipeline.handBack(
           new ServingError("DRAINING", `worker ${this.#options.identity.id} is leaving and out of time`),
-        ),
-      );
-      await pipeline.idle();
+        );
+        this.#pulled?.leave();
+      });
+      await Promise.all([pipeline.idle(), this.#pulled?.settled()]);
       giveUp();
     }
     return { finished: this.#finished - before, imagesHandedBack: this.#imagesHandedBack };

@@ -69,6 +69,7 @@ export interface StageThreadsOptions {
   readonly device: DeviceSpec;
   readonly limits: {
     readonly queueMax: number;
+    readonly pulledMax?: number;
     readonly stepBatchMax: number;
     readonly ageingMs: number;
     readonly numImagesMax: number;
@@ -88,15 +89,16 @@ export interface StageThreadsOptions {
  */
 export async function openStageThreads(options: StageThreadsOptions): Promise<StageThreads> {
   const { device, onReport, onFatal } = options;
-  const { queueMax, stepBatchMax, ageingMs, numImagesMax, decodeTilePixels = DECODE_TILE_PIXELS } = options.limits;
+  const { queueMax, pulledMax = 0, stepBatchMax, ageingMs, numImagesMax } = options.limits;
+  const { decodeTilePixels = DECODE_TILE_PIXELS } = options.limits;
   const textData: TextEncodeData = {
     device,
-    limits: { waitingMax: queueMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
+    limits: { waitingMax: queueMax + pulledMax, chunksMax: CHUNKS_MAX, keptBytesMax: KEPT_BYTES_MAX },
   };
   const encodeData: ImageEncodeData = { device, limits: { waitingMax: queueMax } };
   const denoiseData: DenoiseData = {
     device,
-    limits: { jobsMax: queueMax * numImagesMax, stepBatchMax, ageingMs, undecodedMax: UNDECODED_MAX },
+    limits: { jobsMax: queueMax * numImagesMax + pulledMax, stepBatchMax, ageingMs, undecodedMax: UNDECODED_MAX },
     stepTimes: options.stepTimes,
   };
   const decodeData: ImageDecodeData = {
