@@ -62,6 +62,7 @@ async function main(): Promise<void> {
       clock: systemClock,
       random: systemRandom,
       heldMax: pulledMax,
+      onFatal: fail,
     });
   if (bulk !== undefined) server.pulls(bulk);
   bulk?.start();

@@ -19,6 +19,8 @@ export interface BulkParts {
   readonly random: Random;
   /** Items at one time. */
   readonly heldMax: number;
+  /** A bug. The process cannot go on. */
+  readonly onFatal: (error: unknown) => void;
 }
 
 const OPEN_AGAIN = { firstMs: 500, mostMs: 30_000 };
@@ -44,7 +46,7 @@ export class Bulk {
   }
 
   start(): void {
-    this.#opening = this.#open();
+    this.#opening = this.#open().catch(this.#parts.onFatal);
   }
 
   /** Pulls nothing from now on; what it has goes on. */

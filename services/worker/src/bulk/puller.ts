@@ -136,7 +136,10 @@ export class Puller {
       this.#takeBackLook = clock.after(waitMs, () => this.#look());
       return;
     }
-    if (this.#pauses.failing.includes("store")) return this.#probeStore();
+    if (this.#pauses.failing.includes("store")) {
+      this.#probeStore();
+      return;
+    }
     const now = view();
     this.#hearDepths(now);
     for (const ask of this.#work.asks(now, this.#counts, clock.nowMs())) {
