@@ -3,7 +3,8 @@ import type { JobQueue, Kept, LoggedEvent } from "@atelier/job-queue";
 import { type ItemProgress, type JobEvent, JobEventSchema, JobStatus, type WorkItem } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
-import { JOB_PRIORITIES, type JobPriority, type JobRecord } from "../job.ts";
+import { delay } from "../delay.ts";
+import { type ItemState, JOB_PRIORITIES, type JobPriority, type JobRecord } from "../job.ts";
 import type { ItemSource, ItemStates, JobFilter, JobNews, Jobs, JobView, UsageTotal } from "../ports.ts";
 import { FairShare } from "./fair-share.ts";
 import { ItemFeed } from "./item-feed.ts";
@@ -25,6 +26,12 @@ export interface JobEngineOptions {
   readonly leaseMs: number;
   /** Jobs are deleted so long after their end, unless they say otherwise. */
   readonly keptMs: number;
+}
+
+export interface EndedItem {
+  readonly state: ItemState;
+  readonly attempts: number;
+  readonly deadLetter: boolean;
 }
 
 /** What an event tells of a job. */
@@ -64,6 +71,8 @@ export class JobEngine implements Jobs {
   readonly #turn = new Turn();
   readonly #waiters = new Set<(event: JobEvent) => void>();
   readonly #ends: (() => void)[] = [];
+  /** Told of each item that ends while this process looks on. Must not throw. */
+  onOutcome: (ended: EndedItem) => void = () => {};
   #sequence = 0;
   /** The log was read up to where it was at the start: from then on it is news. */
   #live = false;
@@ -280,6 +289,8 @@ export class JobEngine implements Jobs {
       job.stragglers.delete(ended);
       if (this.#live) {
         const state = job.ledger.of(ended);
+        const attempts = event.event.case === "outcome" ? event.event.value.attempts : 1;
+        this.onOutcome({ state, attempts, deadLetter: result?.case === "failed" && result.value.deadLetter });
         this.#tell({ type: "item", job: this.#view(job), itemIndex: ended, state, sequence });
       }
     }
@@ -649,19 +660,6 @@ function statusNumber(job: KeptJob): JobStatus {
     done: JobStatus.DONE,
     cancelled: JobStatus.CANCELLED,
   }[job.status];
-}
-
-function delay(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) return resolve();
-    const end = () => {
-      cancel();
-      signal.removeEventListener("abort", end);
-      resolve();
-    };
-    const cancel = clock.after(ms, end);
-    signal.addEventListener("abort", end);
-  });
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

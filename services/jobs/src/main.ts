@@ -1,0 +1,54 @@
+import { ConfigError, systemClock, systemRandom } from "@atelier/core";
+import { listen } from "@atelier/http";
+import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
+import { createLogger, type Logger } from "@atelier/telemetry";
+import { buildJobs } from "./build-jobs.ts";
+import { type JobsConfig, readJobsConfig } from "./config.ts";
+
+async function main(config: JobsConfig, log: Logger, stopping: Promise<string>): Promise<void> {
+  const asked = new AbortController();
+  void stopping.then(() => asked.abort());
+  const service = await buildJobs(config, {
+    clock: systemClock,
+    random: systemRandom,
+    log,
+    onBug: crash,
+    onReplaced: (why) => crash(new Error(`${why}: this instance ends at once`)),
+    stopping: asked.signal,
+  });
+  if (service === undefined) return; // asked to stop while it waited
+  const { app } = service;
+  const address = await listen(app, { ...config.listen, variable: "ATELIER_JOBS_LISTEN" });
+  tellParent({ type: "listening", address });
+  tellParent({ type: "ready" });
+  log.info({ address }, "listening");
+
+  const reason = await stopping;
+  log.info({ reason }, "stopping");
+  const cut = systemClock.after(config.drainTimeoutMs, () => app.server.closeAllConnections());
+  await app.close();
+  cut();
+  await service.close();
+  log.info("stopped");
+}
+
+/** A bug ends the process as an uncaught error does, once its caller was answered. */
+function crash(bug: Error): void {
+  setImmediate(() => {
+    throw bug;
+  });
+}
+
+try {
+  const stopping = untilAskedToStop();
+  const config = readJobsConfig(process.env);
+  await main(config, createLogger("jobs", config.logLevel), stopping);
+  process.exit(0); // an IPC channel would keep the process alive
+} catch (error) {
+  const message = error instanceof Error ? error.message : String(error);
+  if (!(error instanceof ConfigError)) console.error(error);
+  else if (!process.connected) console.error(message);
+  tellParent({ type: "failed", message });
+  process.exitCode = 1;
+  if (process.connected) process.disconnect();
+}
