@@ -168,6 +168,7 @@ export function accountKeys(link: AccountsLink, tenant: string) {
     account: key("account"),
     leases: key("leases"),
     batchesOf: (gateway: string) => key("batches", gateway),
+    totalsOf: (jobId: string) => key("job", jobId),
     usageOn: (day: string) => key("usage", day),
   };
 }

@@ -6,12 +6,23 @@ import { RedisScript } from "../shared/redis-store.ts";
  *
  * account   a hash: rs, rn / is, in: when the windows of requests and images began, and their counts; ri, rd: images and
  *           device milliseconds put aside by those that run; m, mi, md: the month, and what it used
+ * job       a hash for each job: the largest totals that were told of it, by "key<tab>model<tab>images" and "...deviceMs"
  * leases    a sorted set of "id|images|device milliseconds" by the moment at which each ends by itself
  */
 const COMMON = `
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local account, leases = KEYS[1], KEYS[2]
+
+local function use_month(month, images, device)
+  local known = redis.call("HGET", account, "m")
+  if not known or known < month then
+    redis.call("HSET", account, "m", month, "mi", images, "md", device)
+  elseif known == month then
+    redis.call("HINCRBY", account, "mi", images)
+    redis.call("HINCRBY", account, "md", device)
+  end
+end
 
 local function put_aside(lease, sign)
   local images, device = string.match(lease, "|(%d+)|(%d+)$")
@@ -107,13 +118,7 @@ i = i + count + 1
 
 count = tonumber(ARGV[i])
 for j = i + 1, i + 3 * count, 3 do
-  local month = redis.call("HGET", account, "m")
-  if not month or month < ARGV[j] then
-    redis.call("HSET", account, "m", ARGV[j], "mi", ARGV[j + 1], "md", ARGV[j + 2])
-  elseif month == ARGV[j] then
-    redis.call("HINCRBY", account, "mi", ARGV[j + 1])
-    redis.call("HINCRBY", account, "md", ARGV[j + 2])
-  end
+  use_month(ARGV[j], ARGV[j + 1], ARGV[j + 2])
 end
 i = i + 3 * count + 1
 
@@ -121,4 +126,34 @@ for j = i, #ARGV, 3 do
   redis.call("HINCRBY", KEYS[3 + ARGV[j]], ARGV[j + 1], ARGV[j + 2])
 end
 return "booked"
+`);
+
+/**
+ * Books by how much totals of one job are above what was known of them.
+ *
+ * KEYS account, leases, the job's totals, the day's hash of use
+ * ARGV month, seconds for which the totals are kept, then (field before its last part, images, device ms, millionths of the
+ *      currency that a device ms costs) for each key and model
+ * -> [images, device ms] booked
+ */
+export const BOOK_TOTALS = new RedisScript(`${COMMON}
+local images, device = 0, 0
+for i = 3, #ARGV, 4 do
+  local more = {}
+  for j, name in ipairs({ "images", "deviceMs" }) do
+    local field = ARGV[i] .. name
+    local total = tonumber(ARGV[i + j])
+    more[j] = math.max(0, total - tonumber(redis.call("HGET", KEYS[3], field) or "0"))
+    if more[j] > 0 then
+      redis.call("HSET", KEYS[3], field, ARGV[i + j])
+      redis.call("HINCRBY", KEYS[4], field, more[j])
+    end
+  end
+  local cost = math.floor(more[2] * tonumber(ARGV[i + 3]) + 0.5)
+  if cost > 0 then redis.call("HINCRBY", KEYS[4], ARGV[i] .. "costMicros", cost) end
+  images, device = images + more[1], device + more[2]
+end
+redis.call("EXPIRE", KEYS[3], ARGV[2])
+if images + device > 0 then use_month(ARGV[1], images, device) end
+return { images, device }
 `);

@@ -1,5 +1,14 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Accounts, dayOf, type Entered, type Entry, type Lease, type Limits, type UsageRow } from "./accounts.ts";
+import {
+  type Accounts,
+  dayOf,
+  type Entered,
+  type Entry,
+  type JobTotal,
+  type Lease,
+  type Limits,
+  type UsageRow,
+} from "./accounts.ts";
 
 export interface AccountsUnderTest {
   readonly accounts: Accounts;
@@ -168,6 +177,68 @@ export function describeAccounts(name: string, start: () => Promise<AccountsUnde
         row(other, { day: "2026-02-02", model: "large" }),
       ]);
       expect(await under.accounts.tenants()).toEqual(expect.arrayContaining([mine, other]));
+    });
+
+    describe("of a job that tells its totals", () => {
+      const total = (tenant: string, images: number, more: Partial<JobTotal> = {}): JobTotal => ({
+        tenant,
+        jobId: "job_1",
+        key: "key1",
+        model: "tiny",
+        images,
+        deviceMs: images * 100,
+        pricePerDeviceHour: 36, // a hundredth a second
+        ...more,
+      });
+      const usage = async (tenant: string) => {
+        const day = dayOf(under.nowMs());
+        return under.elsewhere.usage({ tenant, from: day, to: day });
+      };
+
+      it("books what is new in each, whichever gateway they come to", async () => {
+        const { accounts, elsewhere } = under;
+        const tenant = newTenant();
+        await accounts.bookTotals([total(tenant, 3)]);
+        await elsewhere.bookTotals([total(tenant, 10), total(tenant, 4, { model: "large" })]);
+        await accounts.bookTotals([total(tenant, 2, { jobId: "job_2" })]);
+
+        const common = { tenant, key: "key1", day: dayOf(under.nowMs()), requests: 0, cachedImages: 0 };
+        expect(await usage(tenant)).toEqual([
+          { ...common, model: "large", images: 4, deviceMs: 400, costMicros: 4_000 },
+          { ...common, model: "tiny", images: 12, deviceMs: 1_200, costMicros: 12_000 },
+        ]);
+        expect(await accounts.month(tenant)).toEqual({ images: 16, deviceMs: 1_600 });
+        expect(await accounts.tenants()).toContain(tenant);
+      });
+
+      it("books nothing of one that comes again, or late", async () => {
+        const { accounts, elsewhere } = under;
+        const tenant = newTenant();
+        await accounts.bookTotals([total(tenant, 10)]);
+        const before = await usage(tenant);
+        await Promise.all(
+          Array.from({ length: 10 }, (_, i) => (i % 2 === 0 ? accounts : elsewhere).bookTotals([total(tenant, i)])),
+        );
+        await elsewhere.bookTotals([total(tenant, 10)]);
+        expect(await usage(tenant)).toEqual(before);
+        await elsewhere.bookTotals([total(tenant, 11)]);
+        expect((await usage(tenant))[0]).toMatchObject({ images: 11, deviceMs: 1_100, costMicros: 11_000 });
+      });
+
+      it("counts them towards the month's quota, beside what requests used", async () => {
+        const { accounts } = under;
+        const tenant = newTenant();
+        const limits = { imagesPerMonth: 20 };
+        accounts.settle(granted(await accounts.enter(entry(tenant, limits))).lease, row(tenant));
+        await booked(accounts);
+        await accounts.bookTotals([total(tenant, 19)]);
+        expect(await accounts.month(tenant)).toEqual({ images: 20, deviceMs: 2_000 });
+        expect(refused(await accounts.enter(entry(tenant, limits))).limit).toBe("images_per_month");
+      });
+
+      it("says of a tenant that used nothing that it used nothing", async () => {
+        expect(await under.accounts.month(newTenant())).toEqual({ images: 0, deviceMs: 0 });
+      });
     });
   });
 }

@@ -89,12 +89,37 @@ export interface UsageQuery {
   readonly to: string;
 }
 
+/** What a job of a tenant's used so far, in all: never less than what was said of it before. */
+export interface JobTotal {
+  readonly tenant: string;
+  readonly jobId: string;
+  /** "-" where no keys are configured. */
+  readonly key: string;
+  readonly model: string;
+  readonly images: number;
+  /** Whole milliseconds of a whole device. */
+  readonly deviceMs: number;
+  readonly pricePerDeviceHour: number;
+}
+
+export interface MonthUse {
+  readonly images: number;
+  readonly deviceMs: number;
+}
+
 /** Where tenants' limits are counted and their use is booked. */
 export interface Accounts {
   /** Counts a request against every limit at once, or refuses it and counts nothing. Atomic among all gateways. */
   enter(entry: Entry): Promise<Entered>;
   /** The request is over: frees its place, and turns what was put aside into what was used. Once for each lease. */
   settle(lease: Lease | undefined, used: UsageRow | undefined): void;
+  /**
+   * Books, today, by how much each total is above the largest that was ever booked of its job, key and model: the same
+   * again, or an older one, books nothing. Rejects with StoreUnavailable; some may be booked then.
+   */
+  bookTotals(totals: readonly JobTotal[]): Promise<void>;
+  /** What is booked of this month. Rejects with StoreUnavailable. */
+  month(tenant: string): Promise<MonthUse>;
   /** Rejects with StoreUnavailable. */
   usage(query: UsageQuery): Promise<readonly UsageRow[]>;
   /** Tenants that ever used anything. Rejects with StoreUnavailable. */

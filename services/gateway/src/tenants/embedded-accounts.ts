@@ -1,7 +1,18 @@
 import type { Clock } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { StoreUnavailable } from "../shared/shared-store.ts";
-import type { Accounts, Entered, Entry, Lease, UsageQuery, UsageRow } from "./accounts.ts";
+import {
+  type Accounts,
+  dayOf,
+  type Entered,
+  type Entry,
+  type JobTotal,
+  type Lease,
+  type MonthUse,
+  monthOf,
+  type UsageQuery,
+  type UsageRow,
+} from "./accounts.ts";
 import { inDatabase } from "./database.ts";
 import { MemoryLimits } from "./memory-limits.ts";
 import type { SqliteUsage } from "./sqlite-usage.ts";
@@ -46,6 +57,16 @@ export class EmbeddedAccounts implements Accounts {
 
   get unbooked(): number {
     return [...this.#unbooked.values()].reduce((sum, { requests }) => sum + requests, 0);
+  }
+
+  async bookTotals(totals: readonly JobTotal[]): Promise<void> {
+    const day = dayOf(this.#clock.nowMs());
+    const added = inDatabase(() => this.#book.addTotals(totals, day));
+    for (const [i, { tenant }] of totals.entries()) this.#limits.use(tenant, day.slice(0, 7), added[i]!);
+  }
+
+  async month(tenant: string): Promise<MonthUse> {
+    return inDatabase(() => this.#book.month(tenant, monthOf(this.#clock.nowMs())));
   }
 
   async usage(query: UsageQuery): Promise<readonly UsageRow[]> {

@@ -4,6 +4,7 @@ import {
   type Entry,
   type Lease,
   MINUTE_MS,
+  type MonthUse,
   monthOf,
   nextMonthMs,
   type RateStanding,
@@ -12,17 +13,15 @@ import {
 /** A place becomes free with the next request that ends, which nobody can foretell. */
 export const CONCURRENCY_RETRY_MS = 1_000;
 
-interface MonthUse {
+interface KnownMonth extends MonthUse {
   readonly month: string;
-  readonly images: number;
-  readonly deviceMs: number;
 }
 
 interface Account {
   requests: Window;
   images: Window;
   readonly running: Map<string, Lease>;
-  month: MonthUse;
+  month: KnownMonth;
 }
 
 /** Counts from the first request after the one before ended. */
@@ -39,12 +38,10 @@ const NO_WINDOW: Window = { startMs: Number.NEGATIVE_INFINITY, count: 0 };
  */
 export class MemoryLimits {
   readonly #accounts = new Map<string, Account>();
-  readonly #monthUse: (tenant: string, month: string) => Omit<MonthUse, "month">;
+  readonly #monthUse: (tenant: string, month: string) => MonthUse;
 
   /** @param monthUse what is booked of a month already, asked once for each tenant and month. */
-  constructor(
-    monthUse: (tenant: string, month: string) => Omit<MonthUse, "month"> = () => ({ images: 0, deviceMs: 0 }),
-  ) {
+  constructor(monthUse: (tenant: string, month: string) => MonthUse = () => ({ images: 0, deviceMs: 0 })) {
     this.#monthUse = monthUse;
   }
 

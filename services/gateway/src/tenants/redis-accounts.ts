@@ -2,15 +2,17 @@ import { type Clock, newId } from "@atelier/core";
 import type { Logger } from "@atelier/telemetry";
 import { StoreUnavailable } from "../shared/shared-store.ts";
 import { AccountBook, type AccountsLink, accountKeys } from "./account-book.ts";
-import { ENTER, RENEW } from "./account-scripts.ts";
+import { BOOK_TOTALS, ENTER, RENEW } from "./account-scripts.ts";
 import {
   type Accounts,
   dayOf,
   type Entered,
   type Entry,
+  type JobTotal,
   type Lease,
   LIMIT_NAMES,
   MINUTE_MS,
+  type MonthUse,
   monthOf,
   nextMonthMs,
   type RateStanding,
@@ -18,6 +20,7 @@ import {
   type UsageRow,
 } from "./accounts.ts";
 import { CONCURRENCY_RETRY_MS, MemoryLimits } from "./memory-limits.ts";
+import { costMicros } from "./tariff.ts";
 import { addUse, NO_USE } from "./usage-report.ts";
 
 export interface RedisAccountsOptions {
@@ -33,6 +36,8 @@ export interface RedisAccountsOptions {
 const LEASE_MS = 10_000;
 const RENEWALS_PER_LEASE = 3;
 const DAY_MS = 86_400_000;
+/** Long after jobs are deleted by themselves: a total told again once it is forgotten would be booked again. */
+const TOTALS_KEPT_S = 400 * 86_400;
 
 /**
  * The accounts of several gateways, in Redis. A request's place is a lease that its gateway renews: those of a gateway
@@ -85,6 +90,30 @@ export class RedisAccounts implements Accounts {
 
   get unbooked(): number {
     return [...this.#books.values()].reduce((sum, book) => sum + book.unbooked, 0);
+  }
+
+  async bookTotals(totals: readonly JobTotal[]): Promise<void> {
+    const nowMs = this.#clock.nowMs();
+    const jobs = Map.groupBy(totals, ({ tenant, jobId }) => `${tenant}\n${jobId}`);
+    await Promise.all(
+      [...jobs.values()].map(async (ofJob) => {
+        const { tenant, jobId } = ofJob[0]!;
+        const { account, leases, totalsOf, usageOn } = accountKeys(this.#link, tenant);
+        const keys = [account, leases, totalsOf(jobId), usageOn(dayOf(nowMs))];
+        const args = [monthOf(nowMs), TOTALS_KEPT_S, ...ofJob.flatMap(argumentsOf)];
+        const answer = await this.#link.run((client) => BOOK_TOTALS.run(client, keys, args));
+        const [images, deviceMs] = answer as [number, number];
+        this.#own.use(tenant, monthOf(nowMs), { images, deviceMs });
+        this.#name(tenant);
+      }),
+    );
+  }
+
+  async month(tenant: string): Promise<MonthUse> {
+    const { account } = accountKeys(this.#link, tenant);
+    const [month, images, deviceMs] = await this.#link.run((client) => client.hmget(account, "m", "mi", "md"));
+    if (month !== monthOf(this.#clock.nowMs())) return { images: 0, deviceMs: 0 };
+    return { images: Number(images), deviceMs: Number(deviceMs) };
   }
 
   async usage({ tenant, from, to }: UsageQuery): Promise<readonly UsageRow[]> {
@@ -179,6 +208,10 @@ export class RedisAccounts implements Accounts {
         });
     }
   }
+}
+
+function argumentsOf({ key, model, images, deviceMs, pricePerDeviceHour }: JobTotal): readonly (string | number)[] {
+  return [`${key}\t${model}\t`, images, deviceMs, costMicros(1_000_000_000, pricePerDeviceHour) / 1e9];
 }
 
 function textOf({ id, images, deviceMs }: Lease): string {
