@@ -18,7 +18,9 @@ export function readConfig<Shape extends z.ZodType>(
   if (parsed.success) return Object.freeze(parsed.data);
   const lines = parsed.error.issues.map((issue) => {
     const name = String(issue.path[0] ?? "configuration");
-    return `  ${name}=${withoutPassword(given[name] ?? "(unset)")}: ${issue.message}`;
+    const value =
+      given[name] === undefined ? "(unset)" : name.endsWith("_TOKEN") ? "***" : withoutPassword(given[name]);
+    return `  ${name}=${value}: ${issue.message}`;
   });
   throw new ConfigError(`the configuration is not usable:\n${lines.join("\n")}`);
 }

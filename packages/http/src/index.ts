@@ -13,8 +13,10 @@ export {
 export { EVENT_STREAM_HEADERS, EVENT_STREAM_TYPE, EventStream, headersOut } from "./event-stream.ts";
 export { type FailureOptions, noteFailedRequest } from "./failed-request.ts";
 export { IDEMPOTENCY_HEADER, readIdempotencyKey } from "./idempotency-key.ts";
+export { checkInternalCaller } from "./internal-caller.ts";
 export { acceptJsonOnly } from "./json-body.ts";
 export { listen } from "./listen.ts";
+export { isLoopback } from "./loopback.ts";
 export { refuseUnknownRoutes } from "./not-found.ts";
 export {
   collectOpenApi,

@@ -21,10 +21,12 @@ export function refuseUnknownRoutes(app: FastifyInstance): void {
   });
 }
 
-/** Of a route such as /v1/admin/keys/:id. */
+/** Of a route such as /v1/admin/keys/:id or /v1/jobs/*. */
 function patternOf(url: string): RegExp {
   const parts = url
     .split("/")
-    .map((part) => (part.startsWith(":") ? "[^/]+" : part.replaceAll(/[.*+?^${}()|[\]\\]/g, "\\$&")));
+    .map((part) =>
+      part === "*" ? ".*" : part.startsWith(":") ? "[^/]+" : part.replaceAll(/[.*+?^${}()|[\]\\]/g, "\\$&"),
+    );
   return new RegExp(`^${parts.join("/")}$`);
 }

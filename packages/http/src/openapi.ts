@@ -88,14 +88,17 @@ const idempotencyHeader = {
   },
 };
 
-/** GET /openapi.json. */
-export function openApiRoute(app: FastifyInstance): void {
+/** GET /openapi.json. @param complete adds what other servers document, answered here. */
+export function openApiRoute(
+  app: FastifyInstance,
+  complete: (document: object) => Promise<object> = async (document) => document,
+): void {
   const schema = {
     operationId: "openapi",
     summary: "This document",
     response: { 200: z.looseObject({ openapi: z.string() }).meta({ description: "OpenAPI 3.1." }) },
   };
-  app.get("/openapi.json", { schema, config: { access: "public" } }, async () => app.swagger());
+  app.get("/openapi.json", { schema, config: { access: "public" } }, async () => complete(app.swagger()));
 }
 
 /** A status, and what it says of this route where that is more than it says of any. */

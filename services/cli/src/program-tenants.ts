@@ -33,7 +33,7 @@ function addKeys(program: Command, defaultUrl: string): void {
     .requiredOption("--name <text>", "whose it is")
     .option("--tenant <id>", "whose limits and use it counts towards (default: default)")
     .addOption(new Option("--role <name>", "what it may do").choices(["user", "operator", "admin"]))
-    .option("--scopes <names>", "some of generate,models,usage,admin (default: all that the role may)", names)
+    .option("--scopes <names>", "some of generate,jobs,models,usage,admin (default: all that the role may)", names)
     .addOption(
       new Option("--priority <class>", "the most urgent that it may ask for").choices([
         "interactive",

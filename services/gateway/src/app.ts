@@ -14,6 +14,7 @@ import type { Logger } from "@atelier/telemetry";
 import type { FastifyBaseLogger } from "fastify";
 import type { BackgroundGenerations } from "./background/background-generations.ts";
 import type { ExactCache } from "./cache/exact-cache.ts";
+import type { Caller } from "./caller.ts";
 import { wordAsA1111 } from "./dialects/a1111-errors.ts";
 import type { Fleet } from "./fleet/fleet.ts";
 import type { Generations } from "./generations/generations.ts";
@@ -21,7 +22,12 @@ import { type Authenticator, authenticateAll } from "./http/authentication.ts";
 import { allowOrigins } from "./http/cross-origin.ts";
 import { heedIdempotencyKeys } from "./http/idempotency.ts";
 import type { IdempotencyKeys } from "./http/idempotency-keys.ts";
+import type { CompleteRequest } from "./image-request.ts";
 import type { InFlight } from "./in-flight.ts";
+import { internalRoutes } from "./jobs/internal-routes.ts";
+import { JobsOpenApi } from "./jobs/jobs-openapi.ts";
+import type { JobsUpstream } from "./jobs/jobs-upstream.ts";
+import { streamJobs } from "./jobs/stream-jobs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { ModelAliases } from "./model-aliases.ts";
 import { a1111Routes } from "./routes/a1111.ts";
@@ -51,6 +57,11 @@ export interface AppOptions {
   readonly estimator: Estimator;
   readonly idempotencyKeys: IdempotencyKeys;
   readonly background: BackgroundGenerations;
+  /** Undefined where no jobs service is configured. */
+  readonly jobs: JobsUpstream | undefined;
+  readonly internalToken: string | undefined;
+  /** Device milliseconds that a request would take; 0 where nobody knows. */
+  readonly predictMs: (asked: CompleteRequest, caller: Caller) => number;
   readonly inFlight: InFlight;
   readonly metrics: GatewayMetrics;
   readonly clock: Clock;
@@ -99,7 +110,8 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   heedIdempotencyKeys(app, { ...options, keys: options.idempotencyKeys });
 
   await collectOpenApi(app, "Makes pictures from prompts.");
-  openApiRoute(app);
+  const jobsDocument = options.jobs && new JobsOpenApi(options.jobs);
+  openApiRoute(app, jobsDocument && ((document) => jobsDocument.addTo(document)));
   const generationRoutes: GenerationsRouteOptions & OpenAiImagesOptions = {
     ...options,
     noteFailure: (thrown, request, reply) => noteFailedRequest(thrown, request, reply, server),
@@ -110,6 +122,8 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
   openAiImagesRoutes(app, generationRoutes);
   a1111Routes(app, options);
   modelsRoutes(app, options);
+  streamJobs(app, { ...options, lost: (caller) => options.tenancy.authenticator.lost(caller) });
+  internalRoutes(app, { ...options, ...options.tenancy });
   usageRoute(app, { ...options, ...options.tenancy });
   adminCacheRoutes(app, options);
   adminKeysRoutes(app, options.tenancy);

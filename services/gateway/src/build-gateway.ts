@@ -22,6 +22,7 @@ import { GenerationService } from "./grpc/generation-service.ts";
 import { GrpcServer } from "./grpc/grpc-server.ts";
 import { IdempotencyKeys } from "./http/idempotency-keys.ts";
 import { InFlight } from "./in-flight.ts";
+import { JobsUpstream } from "./jobs/jobs-upstream.ts";
 import { createGatewayMetrics } from "./metrics.ts";
 import { ModelAliases } from "./model-aliases.ts";
 import { noteFailure } from "./note-failure.ts";
@@ -91,12 +92,13 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     limits: { windowMs: Number.POSITIVE_INFINITY, waitingMax: config.inFlightMax },
     observer: metrics.placement,
   });
+  const predictMs = deviceMsPredictedBy(placer);
   const tenancy = await openTenancy({
     ...world,
     config,
     redis,
     registry: metrics.registry,
-    predictMs: deviceMsPredictedBy(placer),
+    predictMs,
   }).catch((error: unknown) => {
     redis?.close(); // it would keep the process alive
     throw error;
@@ -161,9 +163,12 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     leaseMs: config.leaseMs,
     note: (outcome) => metrics.idempotency.inc({ outcome }),
   });
+  const jobs = config.jobs === undefined ? undefined : new JobsUpstream(config.jobs);
   const app = await buildApp({
     ...config,
     ...world,
+    jobs,
+    predictMs,
     fleet,
     aliases,
     inFlight,
@@ -201,6 +206,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
       fleet.close();
       approximate?.close();
       cache?.close();
+      await jobs?.close();
       await tenancy.close();
       redis?.close();
       tlsFiles?.close();

@@ -36,6 +36,16 @@ describe("the gateway's configuration", () => {
     expect(config.listen).toEqual({ host: "::1", port: 0 });
   });
 
+  it("takes a jobs service on loopback without a token, and one elsewhere with it", () => {
+    const read = (more: object) => readGatewayConfig({ ...WORKERS, ...more });
+    expect(read({ ATELIER_JOBS: "http://127.0.0.1:8090/" }).jobs).toBe("http://127.0.0.1:8090");
+    const token = "0123456789abcdef";
+    expect(read({ ATELIER_JOBS: "https://jobs:8090", ATELIER_INTERNAL_TOKEN: token })).toMatchObject({
+      jobs: "https://jobs:8090",
+      internalToken: token,
+    });
+  });
+
   it("hedges not at all, by what it has learned, or at a multiple of the prediction", () => {
     const hedge = (text?: string) => readGatewayConfig({ ...WORKERS, ATELIER_HEDGE: text }).dispatch.hedge;
     expect([hedge(), hedge("off"), hedge("on"), hedge("2.5")]).toEqual(["off", "off", "learned", 2.5]);
@@ -55,6 +65,17 @@ describe("the gateway's configuration", () => {
     ["a name of workers without a port", { ATELIER_WORKERS: "dns:///w" }, /"dns:\/\/\/w" is neither/],
     ["a name server in the name", { ATELIER_WORKERS: "dns://1.1.1.1/w:7001" }, /"dns:\/\/1.1.1.1\/w:7001" is neither/],
     ["one worker twice", { ATELIER_WORKERS: "w1:1,w1:1" }, /"w1:1" is named twice/],
+    [
+      "a jobs service elsewhere without a token",
+      { ...WORKERS, ATELIER_JOBS: "http://jobs:8090" },
+      /ATELIER_JOBS=.*TOKEN/,
+    ],
+    ["a path behind the jobs service", { ...WORKERS, ATELIER_JOBS: "http://[::1]:8090/api" }, /nothing after its port/],
+    [
+      "a short token, without telling it",
+      { ...WORKERS, ATELIER_INTERNAL_TOKEN: "hunter2" },
+      /ATELIER_INTERNAL_TOKEN=\*\*\*: /,
+    ],
     ["a port out of range", { ...WORKERS, ATELIER_LISTEN: "127.0.0.1:65536" }, /ATELIER_LISTEN=127.0.0.1:65536/],
     [
       "gRPC on a port alone",

@@ -5,7 +5,15 @@ import { z } from "zod";
 import { APPROXIMATE_MODES, type ApproximateMode } from "./approximate/approximate-cache.ts";
 import { CACHE_SCOPES } from "./cache/cache-key.ts";
 import type { CacheRules } from "./cache/exact-cache.ts";
-import { checkOrigins, checkTlsFiles, tlsFiles, type WorkerTlsConfig, workerTls } from "./edge-config.ts";
+import {
+  checkJobs,
+  checkOrigins,
+  checkTlsFiles,
+  serviceUrl,
+  tlsFiles,
+  type WorkerTlsConfig,
+  workerTls,
+} from "./edge-config.ts";
 import { parseRedisAddress, type RedisAddress } from "./shared/redis-address.ts";
 import type { RedisConfig } from "./shared/redis-link.ts";
 import type { Tariff } from "./tenants/tariff.ts";
@@ -45,6 +53,10 @@ export interface GatewayConfig {
   readonly approximate: ApproximateConfig | undefined;
   /** How soon the other gateways may take over what a gateway that died was at. */
   readonly leaseMs: number;
+  /** Base URL of the jobs service; undefined: there are no bulk jobs. */
+  readonly jobs: string | undefined;
+  /** What services of ours show each other; undefined: they share this machine. */
+  readonly internalToken: string | undefined;
   readonly admission: AdmissionConfig;
   readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
@@ -149,6 +161,8 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
           })
         : undefined,
     leaseMs: read.ATELIER_LEASE_MS,
+    jobs: read.ATELIER_JOBS,
+    internalToken: read.ATELIER_INTERNAL_TOKEN,
     admission: Object.freeze({
       waitMaxMs: read.ATELIER_WAIT_MAX_MS,
       brownOutAfterMs: read.ATELIER_BROWN_OUT_AFTER_MS,
@@ -238,6 +252,8 @@ const environment = z
       .default("on-request"),
     // A thousand pictures of 512x512 at two steps each.
     ATELIER_APPROXIMATE_MEMORY: bytesOrNone(256 * 1024 * 1024),
+    ATELIER_JOBS: z.string().transform(serviceUrl).optional(),
+    ATELIER_INTERNAL_TOKEN: z.string().min(16, "must have at least 16 characters").optional(),
     ATELIER_KEYS_FILE: z.string().optional(),
     ATELIER_KEYS: z.string().optional(),
     ATELIER_ANONYMOUS: z.enum(["allow"], { error: "must be allow, or unset" }).optional(),
@@ -271,6 +287,7 @@ const environment = z
   })
   .superRefine(checkRedis)
   .superRefine(checkTlsFiles)
+  .superRefine(checkJobs)
   .superRefine((read, context) => {
     const drainMs = read.ATELIER_DRAIN_TIMEOUT_MS;
     if (drainMs === undefined || drainMs <= read.ATELIER_REQUEST_TIMEOUT_MS) return;

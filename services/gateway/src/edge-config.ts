@@ -1,5 +1,6 @@
+import { isLoopback } from "@atelier/http";
 import type { TlsFileNames } from "@atelier/rpc";
-import type { z } from "zod";
+import { z } from "zod";
 
 export interface WorkerTlsConfig extends TlsFileNames {
   /** What workers' certificates are made out to; undefined: to their addresses. */
@@ -50,4 +51,28 @@ export function checkOrigins(origins: readonly string[], context: z.RefinementCt
     const message = `${JSON.stringify(origin)} is not an origin such as https://shop.example (scheme and host, nothing after), nor *`;
     context.addIssue({ code: "custom", message });
   }
+}
+
+/** http://host:port, or https; a path would be put before every other. */
+export function serviceUrl(text: string, context: z.RefinementCtx): string {
+  const url = URL.parse(text);
+  if (url !== null && /^https?:$/.test(url.protocol) && url.origin === text.replace(/\/$/, "")) return url.origin;
+  context.addIssue({
+    code: "custom",
+    message: "must be a URL such as http://127.0.0.1:8090, with nothing after its port",
+  });
+  return z.NEVER;
+}
+
+/** Without a token anybody on the way between two machines could say who asks. */
+export function checkJobs(
+  {
+    ATELIER_JOBS: jobs,
+    ATELIER_INTERNAL_TOKEN: token,
+  }: { ATELIER_JOBS?: string | undefined; ATELIER_INTERNAL_TOKEN?: string | undefined },
+  context: z.RefinementCtx,
+): void {
+  if (jobs === undefined || token !== undefined || isLoopback(new URL(jobs).hostname)) return;
+  const message = "is not on this machine's loopback, so that ATELIER_INTERNAL_TOKEN is needed beside it";
+  context.addIssue({ code: "custom", path: ["ATELIER_JOBS"], message });
 }

@@ -22,6 +22,7 @@ export async function allowOrigins(app: FastifyInstance, origins: readonly strin
 
 const EXPOSED = [
   "allow",
+  "content-disposition",
   "idempotency-replayed",
   "location",
   "preference-applied",

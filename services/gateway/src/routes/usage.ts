@@ -2,8 +2,8 @@ import { type Clock, ServingError } from "@atelier/core";
 import { errorResponses } from "@atelier/http";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { StoreUnavailable } from "../shared/shared-store.ts";
 import { type Accounts, dayOf, monthOf, type UsageRow, type Use } from "../tenants/accounts.ts";
+import { orUnavailable } from "../tenants/or-unavailable.ts";
 import { NAME } from "../tenants/records.ts";
 import type { Tariff } from "../tenants/tariff.ts";
 import { addUse, groupUsage, NO_USE, USAGE_GROUPS, type UsageGroup } from "../tenants/usage-report.ts";
@@ -72,18 +72,6 @@ function readGroups(text: string | undefined): readonly UsageGroup[] {
 }
 
 const invalid = (field: string, message: string) => new ServingError("INVALID_REQUEST", message, { field });
-
-async function orUnavailable<T>(read: () => Promise<T>): Promise<T> {
-  try {
-    return await read();
-  } catch (cause) {
-    if (!(cause instanceof StoreUnavailable)) throw cause;
-    throw new ServingError("OVERLOADED", "the book of use cannot be reached; nothing in it is lost", {
-      cause,
-      retryAfterMs: 2_000,
-    });
-  }
-}
 
 function useToJson({ requests, images, cachedImages, deviceMs, costMicros }: Use): z.infer<typeof use> {
   const cost = costMicros / 1e6;

@@ -3,7 +3,7 @@ import { z } from "zod";
 import { PRIORITY_CLASSES, ROLES, type Role } from "../caller.ts";
 
 /** What a key is good for. Roles say how far it reaches; scopes narrow it down to what its program needs. */
-export const SCOPES = ["generate", "models", "usage", "admin"] as const;
+export const SCOPES = ["generate", "jobs", "models", "usage", "admin"] as const;
 export type Scope = (typeof SCOPES)[number];
 
 export const DEFAULT_TENANT = "default";

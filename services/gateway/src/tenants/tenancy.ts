@@ -1,4 +1,5 @@
 import { ConfigError } from "@atelier/core";
+import { isLoopback } from "@atelier/http";
 import type { Registry } from "@atelier/telemetry";
 import type { GatewayWorld } from "../build-gateway.ts";
 import type { Caller } from "../caller.ts";
@@ -134,8 +135,4 @@ function openToAll({ variable, host }: Exposed): string {
     `  or ${variable} to an address of loopback such as 127.0.0.1:8080,`,
     "  or ATELIER_ANONYMOUS=allow where a proxy of your own asks callers who they are",
   ].join("\n");
-}
-
-function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
 }
