@@ -18,9 +18,9 @@ export function natsNames(prefix: string) {
     forgiven: `${prefix}_FORGIVEN`,
 
     /** One subject for each item: the stream then takes no second one while the first lies there. */
-    item: (lane: Lane, item: { readonly jobId: string; readonly itemIndex: number; readonly round: number }) =>
-      `${prefix}.work.${laneName(lane, ".")}.${word(item.jobId)}.${item.itemIndex}.${item.round}`,
+    item: (lane: Lane, item: ItemName) => `${prefix}.work.${laneName(lane, ".")}.${itemWords(item)}`,
     itemsOfLane: (lane: Lane) => `${prefix}.work.${laneName(lane, ".")}.>`,
+    itemsOfLaneAndJob: (lane: Lane, jobId: string) => `${prefix}.work.${laneName(lane, ".")}.${word(jobId)}.>`,
     itemsOfJob: (jobId: string) => `${prefix}.work.*.*.${word(jobId)}.>`,
     allItems: `${prefix}.work.>`,
     durable: (lane: Lane) => laneName(lane, "-"),
@@ -34,12 +34,13 @@ export function natsNames(prefix: string) {
     record: (key: string) => `${prefix}.records.${key}`,
     allRecords: `${prefix}.records.>`,
 
-    forgivenOf: (item: string) => `${prefix}.forgiven.${item}`,
+    forgivenOf: (item: ItemName) => `${prefix}.forgiven.${itemWords(item)}`,
     allForgiven: `${prefix}.forgiven.>`,
 
     /** Without a stream: told to whoever listens. */
     progress: `${prefix}.progress`,
     stopped: `${prefix}.stopped`,
+    remade: `${prefix}.remade`,
   };
 }
 
@@ -48,6 +49,16 @@ export type NatsNames = ReturnType<typeof natsNames>;
 export interface Lane {
   readonly priorityClass: PriorityClass;
   readonly model: string;
+}
+
+interface ItemName {
+  readonly jobId: string;
+  readonly itemIndex: number;
+  readonly round: number;
+}
+
+function itemWords({ jobId, itemIndex, round }: ItemName): string {
+  return `${word(jobId)}.${itemIndex}.${round}`;
 }
 
 function laneName({ priorityClass, model }: Lane, separator: string): string {

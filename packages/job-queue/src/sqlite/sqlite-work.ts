@@ -9,17 +9,23 @@ import {
 } from "@atelier/proto";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { laneOf, REPEATS_KNOWN_MS } from "../checks.ts";
+import { type BuryReason, HeldLease, type LeaseHolder } from "../held-lease.ts";
 import type { Lease, Pull, QueueDepth, WorkQueue } from "../job-queue.ts";
 import { ProgressReports } from "./progress-reports.ts";
 import type { QueueFile } from "./queue-file.ts";
 import { ENDED, HELD, WAITING } from "./schema.ts";
-import { type BuryReason, type LeaseHolder, SqliteLease } from "./sqlite-lease.ts";
 
 /** Items stored in one go: others' writes come between. */
 const PUBLISH_ROWS = 500;
 const PAGE_ROWS = 200;
 /** A puller that waits looks again after so long, since an item may fall due without anybody having written anything. */
 const LOOK_AGAIN_MS = 200;
+
+/** The row, and which of its deliveries this is. */
+interface Ref {
+  readonly id: number;
+  readonly delivery: number;
+}
 
 /**
  * Items in a table. One that is pulled is marked HELD until a time and given a delivery number; whoever pulls next finds
@@ -29,12 +35,12 @@ const LOOK_AGAIN_MS = 200;
  * one ends it. Back, a time would lie far ahead: one that lies further ahead than its wait was long is not believed. A
  * held item gets a lease time from then on, and a released one is free at once.
  */
-export class SqliteWork implements WorkQueue, LeaseHolder {
+export class SqliteWork implements WorkQueue, LeaseHolder<Ref> {
   readonly #file: QueueFile;
   readonly #clock: Clock;
   readonly #leaseMs: number;
   readonly #progress: ProgressReports;
-  readonly #leases = new Set<SqliteLease>();
+  readonly #leases = new Set<HeldLease<Ref>>();
   #stopWatching: (() => void) | undefined;
   #stops = 0;
 
@@ -157,7 +163,7 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     this.#progress.close();
   }
 
-  async #take(priorityClass: PriorityClass, model: string, max: number): Promise<readonly SqliteLease[]> {
+  async #take(priorityClass: PriorityClass, model: string, max: number): Promise<readonly HeldLease<Ref>[]> {
     await this.#freeRunOutIfAny();
     const free = `priority_class = :priorityClass AND model = :model AND state = ${WAITING}
       AND (due_ms <= :nowMs OR due_ms > :nowMs + wait_ms)`;
@@ -180,15 +186,15 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     const leases = rows
       .sort((a, b) => a.id - b.id)
       .map(({ id, delivery, attempts, item }) =>
-        this.#hold({ id, delivery, attempt: attempts, leaseMs, item: fromBinary(WorkItemSchema, item) }),
+        this.#hold({ ref: { id, delivery }, attempt: attempts, leaseMs, item: fromBinary(WorkItemSchema, item) }),
       );
     // A job may have been withdrawn between the transaction and now.
     setImmediate(() => this.#loseIfGone(leases));
     return leases;
   }
 
-  #hold(delivered: ConstructorParameters<typeof SqliteLease>[0]): SqliteLease {
-    const lease = new SqliteLease(delivered, this, this.#clock);
+  #hold(delivered: ConstructorParameters<typeof HeldLease<Ref>>[0]): HeldLease<Ref> {
+    const lease = new HeldLease(delivered, this, this.#clock);
     if (this.#leases.size === 0) {
       this.#stops = this.#stopCount();
       this.#stopWatching = this.#file.onChange(() => this.#loseWithdrawn());
@@ -197,7 +203,7 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     return lease;
   }
 
-  forget(lease: SqliteLease): void {
+  forget(lease: HeldLease<Ref>): void {
     this.#leases.delete(lease);
     if (this.#leases.size > 0) return;
     this.#stopWatching?.();
@@ -212,39 +218,39 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     this.#loseIfGone([...this.#leases]);
   }
 
-  #loseIfGone(leases: readonly SqliteLease[]): void {
+  #loseIfGone(leases: readonly HeldLease<Ref>[]): void {
     if (this.#file.closed) return;
     for (const lease of leases) if (!this.#exists(lease)) lease.loseWithdrawn();
   }
 
-  async extend(lease: SqliteLease): Promise<boolean> {
+  async extend(lease: HeldLease<Ref>): Promise<boolean> {
     const extend = this.#file.prepare(
       `UPDATE items SET due_ms = :nowMs + wait_ms WHERE id = :id AND delivery = :delivery AND state = ${HELD}`,
     );
-    const { id, delivery } = lease;
+    const { id, delivery } = lease.ref;
     const run = () => extend.run({ id, delivery, nowMs: this.#nowMs() }).changes === 1;
     const ours = await this.#file.write(run, { durable: false });
     if (!ours && !this.#exists(lease)) lease.loseWithdrawn();
     return ours;
   }
 
-  end(lease: SqliteLease): Promise<boolean> {
+  end(lease: HeldLease<Ref>): Promise<boolean> {
     return this.#file.write(() => this.#markEnded(lease), { durable: true });
   }
 
-  release(lease: SqliteLease, options: { readonly delayMs: number; readonly forgiven: boolean }): Promise<boolean> {
+  release(lease: HeldLease<Ref>, options: { readonly delayMs: number; readonly forgiven: boolean }): Promise<boolean> {
     const release = this.#file.prepare(
       `UPDATE items SET state = ${WAITING}, due_ms = :nowMs + :delayMs, wait_ms = :delayMs, attempts = attempts - :forgiven
        WHERE id = :id AND delivery = :delivery AND state = ${HELD}`,
     );
-    const { id, delivery } = lease;
+    const { id, delivery } = lease.ref;
     const { delayMs, forgiven } = options;
     const run = () =>
       release.run({ id, delivery, delayMs, forgiven: forgiven ? 1 : 0, nowMs: this.#nowMs() }).changes === 1;
     return this.#file.write(run, { durable: true });
   }
 
-  bury(lease: SqliteLease, reason: BuryReason): Promise<boolean> {
+  bury(lease: HeldLease<Ref>, reason: BuryReason): Promise<boolean> {
     const insert = this.#file.prepare("INSERT INTO dead_letters (job, item_index, letter) VALUES (?, ?, ?)");
     const { item, attempt } = lease;
     const run = () => {
@@ -257,11 +263,11 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     return this.#file.write(run, { durable: true });
   }
 
-  report(lease: SqliteLease, progress: Parameters<Lease["report"]>[0]): void {
+  report(lease: HeldLease<Ref>, progress: Parameters<Lease["report"]>[0]): void {
     this.#progress.report(lease.item, progress);
   }
 
-  #markEnded({ id, delivery }: SqliteLease): boolean {
+  #markEnded({ ref: { id, delivery } }: HeldLease<Ref>): boolean {
     const end = this.#file.prepare(
       `UPDATE items SET state = ${ENDED}, item = x'', due_ms = :nowMs + :keptMs
        WHERE id = :id AND delivery = :delivery AND state = ${HELD}`,
@@ -293,7 +299,7 @@ export class SqliteWork implements WorkQueue, LeaseHolder {
     return (count.get() as { value: number }).value;
   }
 
-  #exists({ id }: SqliteLease): boolean {
+  #exists({ ref: { id } }: HeldLease<Ref>): boolean {
     return this.#file.prepare("SELECT 1 FROM items WHERE id = ?").get(id) !== undefined;
   }
 

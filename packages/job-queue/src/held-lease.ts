@@ -1,27 +1,28 @@
 import { type Clock, ServingError } from "@atelier/core";
 import type { WorkItem } from "@atelier/proto";
-import type { Lease } from "../job-queue.ts";
+import type { Lease } from "./job-queue.ts";
 
-/** What a lease asks of its queue. Each tells whether the item was still this delivery's. */
-export interface LeaseHolder {
-  extend(lease: SqliteLease): Promise<boolean>;
-  end(lease: SqliteLease): Promise<boolean>;
-  release(lease: SqliteLease, options: { readonly delayMs: number; readonly forgiven: boolean }): Promise<boolean>;
-  bury(lease: SqliteLease, reason: BuryReason): Promise<boolean>;
-  report(lease: SqliteLease, progress: Parameters<Lease["report"]>[0]): void;
-  forget(lease: SqliteLease): void;
+/** What a lease asks of the adapter that gave it. `Ref` is how that knows the delivery. */
+export interface LeaseHolder<Ref> {
+  /** False where somebody else has the item by now. */
+  extend(lease: HeldLease<Ref>): Promise<boolean>;
+  end(lease: HeldLease<Ref>): Promise<unknown>;
+  release(lease: HeldLease<Ref>, options: { readonly delayMs: number; readonly forgiven: boolean }): Promise<unknown>;
+  bury(lease: HeldLease<Ref>, reason: BuryReason): Promise<unknown>;
+  report(lease: HeldLease<Ref>, progress: Parameters<Lease["report"]>[0]): void;
+  /** It is over. */
+  forget(lease: HeldLease<Ref>): void;
 }
 
 export type BuryReason = Parameters<Lease["bury"]>[0];
 
-export class SqliteLease implements Lease {
+/** What all adapters' leases have in common: one end only, and the time after which they are lost. */
+export class HeldLease<Ref> implements Lease {
   readonly item: WorkItem;
   readonly attempt: number;
   readonly leaseMs: number;
-  /** The row, and which of its deliveries this is. */
-  readonly id: number;
-  readonly delivery: number;
-  readonly #holder: LeaseHolder;
+  readonly ref: Ref;
+  readonly #holder: LeaseHolder<Ref>;
   readonly #clock: Clock;
   readonly #lost = new AbortController();
   #stopTimer: () => void;
@@ -29,15 +30,14 @@ export class SqliteLease implements Lease {
   #lostWhileEnding: ServingError | undefined;
 
   constructor(
-    delivered: Pick<SqliteLease, "item" | "attempt" | "leaseMs" | "id" | "delivery">,
-    holder: LeaseHolder,
+    delivered: Pick<HeldLease<Ref>, "item" | "attempt" | "leaseMs" | "ref">,
+    holder: LeaseHolder<Ref>,
     clock: Clock,
   ) {
     this.item = delivered.item;
     this.attempt = delivered.attempt;
     this.leaseMs = delivered.leaseMs;
-    this.id = delivered.id;
-    this.delivery = delivered.delivery;
+    this.ref = delivered.ref;
     this.#holder = holder;
     this.#clock = clock;
     this.#stopTimer = this.#startTimer();
@@ -90,7 +90,7 @@ export class SqliteLease implements Lease {
     this.lose(new ServingError("CANCELLED", `${this.#name} ended: the job was withdrawn`));
   }
 
-  async #end(end: () => Promise<boolean>): Promise<void> {
+  async #end(end: () => Promise<unknown>): Promise<void> {
     if (this.#over) return;
     // One end only, even while the first is being written; where that fails the item is still ours, until it runs out.
     this.#over = true;
