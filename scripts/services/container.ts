@@ -7,6 +7,12 @@ export interface Container {
   readonly image: string;
 }
 
+/** A folder of this machine, and where it is in the container. */
+export interface Volume {
+  readonly from: string;
+  readonly at: string;
+}
+
 /** `image` where a container engine runs and has it already; none is ever fetched. */
 export async function containerWith(image: string): Promise<Container | undefined> {
   for (const name of ["docker", "podman"]) {
@@ -24,7 +30,16 @@ export async function containerWith(image: string): Promise<Container | undefine
  */
 export function containerCommand(
   { engine, image }: Container,
-  { host, port, innerPort, args }: { host: string; port: number; innerPort: number; args: readonly string[] },
+  { host, port, innerPort, args, volume }: ContainerOptions,
 ): readonly [string, ...string[]] {
-  return [engine, "run", "--rm", "--init", "--publish", `${host}:${port}:${innerPort}`, image, ...args];
+  const mount = volume === undefined ? [] : ["--volume", `${volume.from}:${volume.at}`];
+  return [engine, "run", "--rm", "--init", "--publish", `${host}:${port}:${innerPort}`, ...mount, image, ...args];
+}
+
+export interface ContainerOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly innerPort: number;
+  readonly args: readonly string[];
+  readonly volume?: Volume;
 }

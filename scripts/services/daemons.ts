@@ -1,9 +1,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { containerCommand, containerWith } from "./container.ts";
+import { containerCommand, containerWith, type Volume } from "./container.ts";
 import { natsServer, onPath, type Program, redisServer } from "./programs.ts";
 
 export class DaemonEnded extends Error {
@@ -39,14 +39,31 @@ export async function startRedisServer({ host, port }: { host: string; port: num
   });
 }
 
-/** NATS with JetStream. @throws NotToBeHad, DaemonEnded */
-export async function startNatsServer({ host, port }: { host: string; port: number }): Promise<Daemon> {
+/**
+ * NATS with JetStream. What it holds goes with it, or stays in the folder `store`.
+ *
+ * @throws NotToBeHad, DaemonEnded
+ */
+export async function startNatsServer({
+  host,
+  port,
+  store,
+}: {
+  host: string;
+  port: number;
+  store?: string;
+}): Promise<Daemon> {
+  if (store !== undefined) await mkdir(store, { recursive: true });
   return startDaemon({
     place: { host, port, greeting: { say: "", expect: "INFO" } },
     image: "nats:2",
     program: { name: "nats-server", bring: natsServer },
-    inside: { port: 4222, args: ["--jetstream"] },
-    outside: (at, folder) => ["--addr", host, "--port", String(at), "--jetstream", "--store_dir", folder],
+    inside: {
+      port: 4222,
+      args: store === undefined ? ["--jetstream"] : ["--jetstream", "--store_dir", "/data"],
+      ...(store === undefined ? {} : { volume: { from: store, at: "/data" } }),
+    },
+    outside: (at, folder) => ["--addr", host, "--port", String(at), "--jetstream", "--store_dir", store ?? folder],
   });
 }
 
@@ -63,7 +80,7 @@ interface DaemonParts {
   readonly image: string;
   readonly program: { readonly name: string; readonly bring: () => Promise<Program> };
   /** How it is started in a container. */
-  readonly inside: { readonly port: number; readonly args: readonly string[] };
+  readonly inside: { readonly port: number; readonly args: readonly string[]; readonly volume?: Volume };
   /** Its arguments as a process of this machine. */
   readonly outside: (port: number, folder: string) => readonly string[];
 }
@@ -78,7 +95,7 @@ async function startDaemon({ place, image, program, inside, outside }: DaemonPar
   const command: Running["command"] =
     container === undefined
       ? [brought!.path, ...outside(at, folder)]
-      : containerCommand(container, { host, port: at, innerPort: inside.port, args: inside.args });
+      : containerCommand(container, { ...inside, host, port: at, innerPort: inside.port });
   return run({ command, env: brought?.env ?? {}, at, host, greeting, folder });
 }
 

@@ -1,4 +1,6 @@
 import { spawn } from "node:child_process";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Bench, count, median, otherLoad, printTable, round, warnIfBusy } from "./support/bench.ts";
 import { end, whileRunning } from "./support/child.ts";
@@ -64,10 +66,12 @@ interface StartTimes {
 }
 
 async function startAndDraw(request: object, models: readonly string[]): Promise<StartTimes> {
+  const home = await mkdtemp(join(tmpdir(), "atelier-home-"));
   const startedMs = performance.now();
   const child = spawn("npm", ["start", "--", "--port", "0", ...models], {
     cwd: root,
     stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, XDG_DATA_HOME: home },
   });
   let output = "";
   const opened = new Promise<string>((resolve) => {
@@ -87,6 +91,7 @@ async function startAndDraw(request: object, models: readonly string[]): Promise
     return { openMs, pictureMs: performance.now() - startedMs - openMs };
   } finally {
     await end(child);
+    await rm(home, { recursive: true, force: true, maxRetries: 5 });
   }
 }
 

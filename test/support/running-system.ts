@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdir, readFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const root = join(import.meta.dirname, "../..");
@@ -26,12 +27,13 @@ export async function startSystem(
   args: readonly string[] = [],
   env: Readonly<Record<string, string>> = {},
 ): Promise<RunningSystem> {
+  const home = await mkdtemp(join(tmpdir(), "atelier-home-")); // the user's own is not to be filled, nor read
   const child = spawn(process.execPath, [join(root, "services/cli/src/main.ts"), "up", "--port", "0", ...args], {
     cwd: root,
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...env },
+    env: { ...process.env, XDG_DATA_HOME: home, ...env },
   });
-  const exited = once(child, "exit");
+  const exited = once(child, "exit").finally(() => rm(home, { recursive: true, force: true, maxRetries: 5 }));
   const output = collectOutput(child);
   const urls = await openUrls(child, output);
   return {

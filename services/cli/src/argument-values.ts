@@ -28,3 +28,9 @@ export function httpUrl(text: string): string {
   if (url !== null && ["http:", "https:"].includes(url.protocol)) return text;
   throw new InvalidArgumentError("It must be an address such as http://127.0.0.1:8080.");
 }
+
+/** One address of a NATS, or several with commas. */
+export function natsUrl(text: string): string {
+  if (text.split(",").every((one) => /^(?:nats|tls):\/\/[^\s/]+$/.test(one))) return text;
+  throw new InvalidArgumentError("It must be an address such as nats://127.0.0.1:4222.");
+}

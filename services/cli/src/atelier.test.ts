@@ -19,14 +19,20 @@ describe("atelier up", () => {
     expect(await atelier.exitCode).toBe(0);
     expect(log().map(withoutPid).sort()).toEqual([
       "gateway SIGTERM",
+      "gateway jobs",
       expect.stringMatching(/^gateway listens, pid/),
       "gateway started with 2 workers",
+      "jobs SIGTERM",
+      expect.stringMatching(/^jobs started on sqlite:/),
       "w1 SIGTERM",
+      expect.stringMatching(/^w1 pulls from sqlite:/),
       "w1 started on /a,/b by cpu",
       "w2 SIGTERM",
+      expect.stringMatching(/^w2 pulls from sqlite:/),
       "w2 started on /a,/b by cpu",
     ]);
-    expect(log().filter((line) => line.endsWith("SIGTERM"))[0]).toBe("gateway SIGTERM");
+    const stops = log().filter((line) => line.endsWith("SIGTERM"));
+    expect(stops.slice(0, 2)).toEqual(["gateway SIGTERM", "jobs SIGTERM"]);
   });
 
   it("says so where callers need a key, and sends one in its curl line", async () => {
@@ -127,7 +133,7 @@ describe("atelier up", () => {
     process.kill(pidOf("w1"), "SIGKILL");
     await atelier.said("worker w1 is back");
     expect(atelier.stderr).toContain("worker w1 is gone: it was ended by SIGKILL. Starting it again in 0.25 s");
-    const addresses = log().flatMap((line) => /listens at (\S+)/.exec(line)?.[1] ?? []);
+    const addresses = log().flatMap((line) => /^w1 started .* listens at (\S+)/.exec(line)?.[1] ?? []);
     expect(addresses).toHaveLength(2);
     expect(addresses[0]).toBe(addresses[1]);
   });
@@ -137,6 +143,86 @@ describe("atelier up", () => {
     expect(await atelier.exitCode).toBe(1);
     expect(atelier.stderr).toContain("error: the gateway is gone: it ended with exit code 5");
     expect(log()).toContain("w1 SIGTERM");
+  });
+});
+
+describe("atelier up, for bulk jobs", () => {
+  it("keeps them in the user's data folder, the same at each start, and says where", async () => {
+    for (const _ of [1, 2]) {
+      const atelier = start("up", "--port", "0");
+      await atelier.printed("Ctrl-C stops it");
+      const kept = join(folder, "home/atelier/jobs");
+      expect(atelier.stdout).toContain(`items in ${kept}/queue.db, pictures in ${kept}/objects`);
+      expect(log()).toContain(`w1 pulls from sqlite:${kept}/queue.db into file:${kept}/objects`);
+      atelier.signal("SIGKILL"); // nothing is left that keeps the folder from the next
+      await atelier.exitCode;
+    }
+  });
+
+  it("tells the gateway and the jobs service of each other, with one secret that nobody else knows", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    const [, at, secret] = /^gateway jobs at http:\/\/(\S+) with (\S{43})$/m.exec(log().join("\n"))!;
+    const jobs = log().find((line) => line.startsWith("jobs started"));
+    expect(jobs).toContain(`for http://127.0.0.1:${portOf(atelier.stdout)} with ${secret} listens at ${at} `);
+  });
+
+  it("starts the jobs service that dies again at its address", async () => {
+    const atelier = start("up", "--port", "0");
+    await atelier.printed("Ctrl-C stops it");
+    process.kill(pidOf("jobs"), "SIGKILL");
+    await atelier.said("jobs is back");
+    const addresses = log().flatMap((line) => /^jobs started .* listens at (\S+)/.exec(line)?.[1] ?? []);
+    expect(addresses).toEqual([addresses[0], addresses[0]]);
+  });
+
+  it("names what keeps the jobs service from starting", async () => {
+    const atelier = start("up", "--port", "0", { FAKE_JOBS: "fails" });
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("error: jobs: no queue at /nowhere");
+  });
+
+  it("takes another folder, also for the gateway, and another store and queue", async () => {
+    const options = ["--data", "here", "--nats", "nats://queue:4222", "--objects", "s3://pictures/atelier"];
+    const atelier = start("up", "--port", "0", ...options);
+    await atelier.printed("Ctrl-C stops it");
+    expect(log()).toContain("w1 pulls from nats://queue:4222 into s3://pictures/atelier");
+    expect(log()).toContain(`gateway keeps in ${realpathSync(folder)}/here`);
+    expect(atelier.stdout).toContain("items in nats://queue:4222, pictures in s3://pictures/atelier");
+  });
+
+  it("leaves queue and store to the environment when it names them", async () => {
+    const env = { ATELIER_QUEUE: "nats://ops:secret@queue:4222", ATELIER_OBJECTS: "file:/pictures" };
+    const atelier = start("up", "--port", "0", env);
+    await atelier.printed("Ctrl-C stops it");
+    expect(log()).toContain(`w1 pulls from ${env.ATELIER_QUEUE} into ${env.ATELIER_OBJECTS}`);
+    expect(atelier.stdout).toContain("items in nats://***@queue:4222, pictures in /pictures");
+  });
+
+  it("has none with --no-jobs, whatever the environment says", async () => {
+    const atelier = start("up", "--port", "0", "--no-jobs", { ATELIER_QUEUE: "nats://queue:4222" });
+    await atelier.printed("Ctrl-C stops it");
+    expect(log().filter((line) => /jobs|pulls/.test(line))).toEqual([]);
+    expect(atelier.stdout).not.toContain("atelier jobs");
+  });
+
+  it("has none beside a system that keeps its own in the same folder, and refuses where that folder was named", async () => {
+    const first = start("up", "--port", "0");
+    await first.printed("Ctrl-C stops it");
+    const second = start("up", "--port", "0");
+    await second.printed("Ctrl-C stops it");
+    expect(second.stderr).toContain("bulk jobs are off: another Atelier that runs keeps its bulk jobs in");
+    const named = start("up", "--port", "0", "--data", "home/atelier");
+    expect(await named.exitCode).toBe(1);
+    expect(named.stderr).toContain("error: another Atelier that runs keeps its bulk jobs in");
+  });
+
+  it("names a folder that cannot be used", async () => {
+    writeFileSync(join(folder, "file"), "");
+    const atelier = start("up", "--port", "0", "--data", "file/data");
+    expect(await atelier.exitCode).toBe(1);
+    expect(atelier.stderr).toContain("file/data cannot be used (--data): ENOTDIR");
+    expect(log()).toEqual([]);
   });
 });
 
@@ -156,21 +242,28 @@ describe("atelier up --redis", () => {
 });
 
 describe("atelier up --cluster", () => {
-  it("starts a Redis, two workers and two gateways that share them, and stops what is behind last", async () => {
+  it("starts a Redis, a NATS, two workers and two gateways that share them, and stops what is behind last", async () => {
     const atelier = start("up", "--cluster", "--port", "0");
     await atelier.printed("Ctrl-C stops it");
     expect(atelier.stdout).toMatch(/Atelier is open at http:\/\/127\.0\.0\.1:\d+ and http:\/\/127\.0\.0\.1:\d+ /);
     const redis = /^redis started listens at (\S+)/m.exec(log().join("\n"))![1];
     expect(log().filter((line) => line === `gateway started with 2 workers and redis://${redis}`)).toHaveLength(2);
     expect(atelier.stderr).toContain(`redis at redis://${redis}`);
+    const kept = join(folder, "home/atelier/cluster");
+    const nats = new RegExp(`^nats started in ${kept}/nats listens at (\\S+)`, "m").exec(log().join("\n"))![1];
+    expect(log()).toContain(`w2 pulls from nats://${nats} into file:${kept}/objects`);
+    expect(log().filter((line) => line.startsWith("gateway jobs at"))).toHaveLength(2);
+    expect(log().find((line) => line.startsWith("jobs started"))).toMatch(/ for http:\S+:\d+,http:\S+:\d+ with /);
 
     atelier.signal("SIGINT");
     expect(await atelier.exitCode).toBe(0);
     const stops = log().flatMap((line) => /^(\w+) SIGTERM/.exec(line)?.[1] ?? []);
     expect(stops.map((name) => name.replace(/^w\d/, "worker"))).toEqual([
       ...["gateway", "gateway"],
+      "jobs",
       ...["worker", "worker"],
       "redis",
+      "nats",
     ]);
   });
 
@@ -204,6 +297,13 @@ describe("atelier up --cluster", () => {
     await atelier.printed("Ctrl-C stops it");
     expect(log().filter((line) => line === "gateway started with 1 workers and redis://cache")).toHaveLength(2);
     expect(log().filter((line) => line.startsWith("redis"))).toEqual([]);
+  });
+
+  it("goes on without bulk jobs when there is no NATS to be had, and says why", async () => {
+    const atelier = start("up", "--cluster", "--port", "0", { FAKE_NATS: "fails" });
+    await atelier.printed("Ctrl-C stops it");
+    expect(atelier.stderr).toContain("bulk jobs are off: nats: nats-server is not to be had");
+    expect(log().filter((line) => /jobs|pulls/.test(line))).toEqual([]);
   });
 
   it("says why when there is no Redis to be had, and starts no gateway", async () => {
@@ -373,6 +473,7 @@ describe("atelier generate", () => {
     { args: ["generate", "a", "-o", "a.bmp"], says: "a.bmp: name it .png, .jpg or .webp" },
     { args: ["generate", "a", "--url", "localhost"], says: "--url" },
     { args: ["up", "--port", "99999"], says: "whole number from 0 to 65535" },
+    { args: ["up", "--nats", "http://queue"], says: "nats://127.0.0.1:4222" },
     { args: ["down"], says: "unknown command 'down'" },
   ])("exits 2 when it is not understood: $args", async ({ args, says }) => {
     const atelier = start(...args);
@@ -480,7 +581,9 @@ function start(...given: (string | Record<string, string>)[]) {
     ...inherited,
     FAKE_LOG: join(folder, "log"),
     FAKE_DEFAULT_URL: nowhere,
+    XDG_DATA_HOME: join(folder, "home"),
   };
+  for (const name of ["ATELIER_DATA_DIR", "ATELIER_QUEUE", "ATELIER_OBJECTS"]) delete env[name];
   for (const more of given) if (typeof more !== "string") Object.assign(env, more);
   const main = join(import.meta.dirname, "testing/main-with-fakes.ts");
   // The second command keeps the shell from becoming the first one.

@@ -15,6 +15,8 @@ process.exit(
       worker: join(root, "services/worker/src/main.ts"),
       gateway: join(root, "services/gateway/src/main.ts"),
       redis: join(root, "scripts/services/redis-process.ts"),
+      nats: join(root, "scripts/services/nats-process.ts"),
+      jobs: join(root, "services/jobs/src/main.ts"),
     },
     defaultUrl: "http://127.0.0.1:8080",
     env: process.env,

@@ -1,6 +1,6 @@
 import { join, resolve } from "node:path";
 import { Command, Option } from "commander";
-import { decimal, size, wholeNumber } from "./argument-values.ts";
+import { decimal, natsUrl, size, wholeNumber } from "./argument-values.ts";
 import { CliError } from "./cli-error.ts";
 import { formatOf, readInitImage } from "./client/image-files.ts";
 import { generate } from "./commands/generate.ts";
@@ -10,6 +10,7 @@ import { up } from "./commands/up.ts";
 import { examples } from "./examples.ts";
 import { addCache } from "./program-cache.ts";
 import { addTenancy, keyOption, urlOption } from "./program-tenants.ts";
+import { usualDataFolder } from "./system/data-folder.ts";
 import type { ServiceEntries } from "./system/local-system.ts";
 
 export interface ProgramOptions {
@@ -88,7 +89,31 @@ function addUp(
       "a Redis that runs, for what gateways share: redis://host:6379, redis-cluster://..., redis-sentinel://.../name, " +
         "rediss for TLS; ATELIER_REDIS says the same without showing a password to others on this machine",
     )
-    .option("--cluster", "2 gateways, on the port and the next, 2 workers and a Redis, as on several machines", false)
+    .option(
+      "--cluster",
+      "2 gateways, on the port and the next, 2 workers, a Redis and a NATS, as on several machines",
+      false,
+    )
+    .addOption(
+      new Option(
+        "--data <folder>",
+        "where bulk jobs and their pictures are kept from one start to the next, and what a gateway without Redis keeps " +
+          "(default for jobs: ~/.local/share/atelier)",
+      ).env("ATELIER_DATA_DIR"),
+    )
+    .addOption(
+      new Option(
+        "--nats <url>",
+        "a NATS with JetStream that runs, for bulk jobs in the place of a file: nats://host:4222, tls://..., several with " +
+          "commas; ATELIER_QUEUE says the same without showing a password to others on this machine",
+      ).argParser(natsUrl),
+    )
+    .addOption(
+      new Option("--objects <address>", "where pictures of bulk jobs go: file:/folder or s3://bucket/prefix").env(
+        "ATELIER_OBJECTS",
+      ),
+    )
+    .option("--no-jobs", "no bulk jobs")
     .option("--models <folders>", "model bundles, comma-separated (default: the embedded model)")
     .option("--device <name>", "what the workers run on", "cpu")
     .addOption(logLevelOption())
@@ -100,6 +125,8 @@ function addUp(
         "atelier up --workers 2 --models ./my-model",
         "npm start -- --redis redis://127.0.0.1:6379",
         "npm start -- --cluster",
+        "npm start -- --data ./my-jobs",
+        "npm start -- --nats nats://127.0.0.1:4222 --objects s3://pictures/atelier",
       ]),
     )
     .action(async (given) => {
@@ -111,6 +138,14 @@ function addUp(
         gateways: given.cluster ? 2 : 1,
         workers: given.workers ?? (given.cluster ? 2 : 1),
         redis: given.redis === undefined ? (given.cluster ? "own" : undefined) : { url: given.redis },
+        jobs: given.jobs
+          ? {
+              dataDir: given.data === undefined ? usualDataFolder(env) : resolve(base, given.data),
+              dataDirGiven: given.data !== undefined,
+              queue: given.nats ?? (env["ATELIER_QUEUE"] || (given.cluster ? "own-nats" : undefined)),
+              objects: given.objects,
+            }
+          : undefined,
         models: models?.map((folder) => resolve(base, folder)) ?? [embeddedModel(root)],
         device: given.device,
         logLevel: given.logLevel,
@@ -188,6 +223,8 @@ function addGenerate(
           gateways: 1,
           workers: 1,
           redis: undefined,
+          jobs: undefined,
+          dataDir: undefined,
           models: [embeddedModel(root)],
           device: "cpu",
           logLevel: given.logLevel,

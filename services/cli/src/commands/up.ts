@@ -1,17 +1,32 @@
+import { join } from "node:path";
 import { CliError } from "../cli-error.ts";
 import { answersAsAtelier, asksForKeys } from "../client/gateway-client.ts";
+import { takeDataFolder } from "../system/data-folder.ts";
 import { type HostPort, nextFreePort, portProblem } from "../system/free-port.ts";
-import { LocalSystem, type LocalSystemOptions } from "../system/local-system.ts";
+import { type JobsOptions, LocalSystem, type LocalSystemOptions } from "../system/local-system.ts";
 import { Progress } from "../terminal/progress.ts";
 import { onShellGone, onStopSignals } from "../terminal/signals.ts";
 import { bold } from "../terminal/style.ts";
 
-export type UpOptions = Omit<LocalSystemOptions, "report"> & {
+export type UpOptions = Omit<LocalSystemOptions, "report" | "jobs" | "dataDir"> & {
+  /** Undefined: no bulk jobs. */
+  readonly jobs: JobsPlan | undefined;
   /** How the user started us, for the advice in messages: "atelier up" or "npm start --". */
   readonly command: string;
   /** A package script: npm and a shell stand between us and who started it. */
   readonly byNpm: boolean;
 };
+
+/** Where bulk jobs are to be kept, as far as it was said. */
+export interface JobsPlan {
+  readonly dataDir: string;
+  /** The user named the folder, rather than leaving it to us. */
+  readonly dataDirGiven: boolean;
+  /** As ATELIER_QUEUE; "own-nats" for a NATS of our own; undefined: a file in the folder. */
+  readonly queue: string | undefined;
+  /** As ATELIER_OBJECTS; undefined: files in the folder. */
+  readonly objects: string | undefined;
+}
 
 /**
  * Runs the system until Ctrl-C. Resolves to the exit code: 0 when it stopped because it was asked to.
@@ -22,17 +37,49 @@ export async function up(options: UpOptions): Promise<number> {
   if (port !== 0) for (let i = 0; i < gateways; i++) await checkPort({ host, port: port + i }, options);
 
   const progress = new Progress(process.stderr);
-  const system = new LocalSystem({ ...options, report: (line) => progress.line(line) });
+  const jobs = options.jobs && placeOf(options.jobs, (line) => progress.line(line));
+  const system = new LocalSystem({
+    ...options,
+    jobs,
+    dataDir: options.jobs?.dataDirGiven ? options.jobs.dataDir : undefined,
+    report: (line) => progress.line(line),
+  });
   const asked = stopWhenAsked(system, progress, options.byNpm);
   progress.begin("starting");
   const urls = await Promise.race([system.start().finally(() => progress.end()), asked]);
   if (typeof urls === "number") return urls;
 
-  console.log(welcome(urls, { keys: await asksForKeys(urls[0]), host }));
+  console.log(welcome(urls, { keys: await asksForKeys(urls[0]), host, jobs: system.jobs }));
   const outcome = await Promise.race([system.broken, asked]);
   if (typeof outcome === "number") return outcome;
   await system.stop();
   throw outcome;
+}
+
+/**
+ * Undefined where another system has the usual folder. One that the user named is meant.
+ * @throws CliError
+ */
+function placeOf({ dataDir, dataDirGiven, queue, objects }: JobsPlan, report: (line: string) => void) {
+  if (queue === undefined || queue === "own-nats" || objects === undefined) {
+    if (!takeDataFolder(dataDir)) {
+      const taken = `another Atelier that runs keeps its bulk jobs in ${dataDir}. Choose a folder: --data DIR`;
+      if (dataDirGiven) throw new CliError(taken);
+      report(`bulk jobs are off: ${taken}`);
+      return undefined;
+    }
+  }
+  // What one queue knows of, the other must not sweep up.
+  const folder = join(dataDir, queue === undefined ? "jobs" : "cluster");
+  return {
+    queue:
+      queue === undefined
+        ? `sqlite:${join(folder, "queue.db")}`
+        : queue === "own-nats"
+          ? { natsFolder: join(folder, "nats") }
+          : queue,
+    objects: objects ?? `file:${join(folder, "objects")}`,
+  };
 }
 
 /** Resolves to the exit code once a signal has stopped everything: 0, or 130 when it took a second one. */
@@ -90,7 +137,7 @@ const ANONYMOUS = "No API key is asked of callers: your own proxy has to (ATELIE
 
 function welcome(
   [url, ...more]: readonly [string, ...string[]],
-  { keys, host }: { readonly keys: boolean; readonly host: string },
+  { keys, host, jobs }: { readonly keys: boolean; readonly host: string; readonly jobs: JobsOptions | undefined },
 ): string {
   const key = keys ? `-H "authorization: Bearer $ATELIER_API_KEY" ` : "";
   const curl =
@@ -100,6 +147,7 @@ function welcome(
     "",
     `Atelier is open at ${[url, ...more].map(bold).join(" and ")} · 已启动`,
     keys ? KEYS_ASKED : host === "127.0.0.1" || host === "::1" || host === "localhost" ? LOOPBACK_ONLY : ANONYMOUS,
+    ...(jobs === undefined ? [] : [`Bulk jobs (atelier jobs) are kept: ${keptAt(jobs)} · 批量任务保存位置`]),
     "",
     "Try it · 试一试:",
     `  ${curl}`,
@@ -107,3 +155,10 @@ function welcome(
     "Ctrl-C stops it · 按 Ctrl-C 停止",
   ].join("\n");
 }
+
+function keptAt({ queue, objects }: JobsOptions): string {
+  const where = typeof queue === "string" ? withoutPassword(queue) : queue.natsFolder;
+  return `items in ${where.replace(/^sqlite:/, "")}, pictures in ${objects.replace(/^file:/, "")}`;
+}
+
+const withoutPassword = (url: string): string => url.replace(/:\/\/[^/]*@/g, "://***@");

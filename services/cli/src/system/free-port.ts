@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { createServer } from "node:net";
+import { type AddressInfo, createServer } from "node:net";
 
 export interface HostPort {
   readonly host: string;
@@ -26,4 +26,14 @@ export async function nextFreePort({ host, port }: HostPort): Promise<number> {
     if ((await portProblem({ host, port: next })) === undefined) return next;
   }
   return 0;
+}
+
+/** One that the system chooses, for a server whose address others must know before it starts. */
+export async function freePort(host: string): Promise<number> {
+  const server = createServer().listen({ host, port: 0, exclusive: true });
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
 }

@@ -1,8 +1,9 @@
+import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { type Clock, systemClock } from "@atelier/core";
 import { CliError } from "../cli-error.ts";
 import { ChildService } from "./child-service.ts";
-import { portProblem } from "./free-port.ts";
+import { freePort, portProblem } from "./free-port.ts";
 import { KeptService } from "./kept-service.ts";
 import type { RestartLimits } from "./restart-budget.ts";
 
@@ -11,6 +12,16 @@ export interface ServiceEntries {
   readonly worker: string;
   readonly gateway: string;
   readonly redis: string;
+  readonly nats: string;
+  readonly jobs: string;
+}
+
+/** Where bulk jobs and their pictures are kept. */
+export interface JobsOptions {
+  /** What ATELIER_QUEUE says, or the folder in which a NATS of our own keeps what it holds. */
+  readonly queue: string | { readonly natsFolder: string };
+  /** What ATELIER_OBJECTS says. */
+  readonly objects: string;
 }
 
 export interface LocalSystemOptions {
@@ -23,6 +34,10 @@ export interface LocalSystemOptions {
   readonly workers: number;
   /** What gateways share: one that runs, one of our own, or what the environment says (`undefined`). */
   readonly redis: { readonly url: string } | "own" | undefined;
+  /** Undefined: bulk jobs are not set up. */
+  readonly jobs: JobsOptions | undefined;
+  /** Where a gateway without Redis keeps what outlives it; undefined: as the environment says. */
+  readonly dataDir: string | undefined;
   /** Folders of model bundles. */
   readonly models: readonly string[];
   readonly device: string;
@@ -46,15 +61,35 @@ const OPENAI_MODELS = [
 
 /** Of the first gateway's gRPC API. */
 const GRPC_PORT = 50_050;
+/** An empty variable counts as unset: what is not ours to pull is not pulled. */
+const NO_STORAGE = { ATELIER_QUEUE: "", ATELIER_OBJECTS: "" };
 /** Loading a large model from a slow disk takes minutes; more than this is no start. */
 const START_MAX_MS = 10 * 60_000;
+/** The lease of an instance that was killed on another machine lapses in 6 s. */
+const JOBS_START_MAX_MS = 15_000;
 /** A little over what the services give their work in flight (30 s), so that they end by themselves. */
 const STOP_GRACE_MS = 35_000;
 
+interface GatewayPlace {
+  readonly workers: readonly string[];
+  readonly redisUrl: string | undefined;
+  readonly grpc: string;
+  readonly jobsPlace: JobsPlace | undefined;
+}
+
+/** How the gateways and the jobs service find each other, whichever of them starts first. */
+interface JobsPlace {
+  /** host:port that the jobs service will listen on. */
+  readonly listen: string;
+  /** By which each knows the other. */
+  readonly token: string;
+  readonly storage: Readonly<Record<string, string>>;
+}
+
 /**
- * The whole system on this machine, each part a process: workers, one gateway or several in front of them, and Redis
- * where they are to share one. What dies is started again at the same address, since the others know it by that; only
- * with a single gateway all of it ends.
+ * The whole system on this machine, each part a process: workers, one gateway or several in front of them, the jobs
+ * service beside them, and Redis and NATS where they are to share these. What dies is started again at the same address,
+ * since the others know it by that; only with a single gateway all of it ends.
  */
 export class LocalSystem {
   readonly #options: LocalSystemOptions;
@@ -62,9 +97,11 @@ export class LocalSystem {
   /** In the order in which they are stopped: nothing new is admitted while the workers finish what they hold. */
   readonly #services: {
     readonly gateway: KeptService[];
+    readonly jobs: KeptService[];
     readonly worker: KeptService[];
     readonly redis: KeptService[];
-  } = { gateway: [], worker: [], redis: [] };
+    readonly nats: KeptService[];
+  } = { gateway: [], jobs: [], worker: [], redis: [], nats: [] };
   readonly #broken = Promise.withResolvers<CliError>();
   #stopping = false;
 
@@ -76,6 +113,11 @@ export class LocalSystem {
   /** Resolves if the system that had started can no longer serve. */
   get broken(): Promise<CliError> {
     return this.#broken.promise;
+  }
+
+  /** Where bulk jobs are kept; undefined where there are none. Of a system that has started. */
+  get jobs(): JobsOptions | undefined {
+    return this.#services.jobs.length === 0 ? undefined : this.#options.jobs;
   }
 
   /**
@@ -99,17 +141,20 @@ export class LocalSystem {
 
   async #startAll(): Promise<readonly [string, ...string[]]> {
     const { report } = this.#options;
-    const starting = this.#startRedis();
-    const workers = Array.from({ length: this.#options.workers }, (_, i) => this.#spawnWorker(`w${i + 1}`));
+    const startingRedis = this.#startRedis();
+    startingRedis.catch(() => {}); // awaited below
+    // Workers are told where items wait, so what holds them comes first.
+    const jobsPlace = await this.#placeForJobs();
+    const workers = Array.from({ length: this.#options.workers }, (_, i) => this.#spawnWorker(`w${i + 1}`, jobsPlace));
     // Redis is waited for first: where it cannot be had, that is what there is to say.
-    const redisUrl = await starting;
+    const redisUrl = await startingRedis;
     // A worker listens before it loads its models: the gateways start while they load.
     const addresses = await this.#listening(workers);
     for (const [i, { name }] of workers.entries()) report(`${name} at ${addresses[i]}: loading and warming up`);
 
     const grpc = await this.#grpcListen();
     const gateways = Array.from({ length: this.#options.gateways }, (_, i) =>
-      this.#spawnGateway(i, { workers: addresses, redisUrl, grpc: grpc[i]! }),
+      this.#spawnGateway(i, { workers: addresses, redisUrl, grpc: grpc[i]!, jobsPlace }),
     );
     const urls = await this.#listening(gateways);
     for (const [i, { name, grpcAddress }] of gateways.entries()) {
@@ -117,12 +162,64 @@ export class LocalSystem {
       report(`${name} at ${both}: waiting for its workers`);
     }
 
-    await Promise.all([...gateways, ...workers].map((service) => service.ready));
+    const jobs = jobsPlace === undefined ? [] : [this.#spawnJobs(jobsPlace, urls)];
+    await Promise.all([
+      ...[...gateways, ...workers].map(({ ready }) => ready),
+      ...jobs.map((one) => this.#nearlyReady(one)),
+    ]);
     for (const [i, worker] of workers.entries()) worker.keepAlive(addresses[i]!);
+    for (const service of jobs) service.keepAlive(jobsPlace!.listen);
     const [only] = gateways;
     if (gateways.length > 1) for (const [i, gateway] of gateways.entries()) gateway.keepAlive(listenOf(urls[i]!));
     else void only!.ended.then((how) => this.#break(`the gateway is gone: ${how}`));
     return urls as [string, ...string[]];
+  }
+
+  /** The jobs service waits for its queue, and for another instance at it to end: nothing else has to wait for that. */
+  async #nearlyReady(jobs: KeptService): Promise<void> {
+    const late = Promise.withResolvers<void>();
+    const cancel = this.#clock.after(JOBS_START_MAX_MS, () => {
+      this.#options.report("jobs is not ready yet: what it waits for is in its log; the rest goes on without it");
+      late.resolve();
+    });
+    await Promise.race([jobs.ready, late.promise]).finally(cancel);
+  }
+
+  /** Undefined where there are to be no bulk jobs, or no NATS for them is to be had. */
+  async #placeForJobs(): Promise<JobsPlace | undefined> {
+    const { jobs, report } = this.#options;
+    if (jobs === undefined) return undefined;
+    let queue: string;
+    try {
+      queue = typeof jobs.queue === "string" ? jobs.queue : await this.#startNats(jobs.queue.natsFolder);
+    } catch (error) {
+      if (this.#stopping || !(error instanceof CliError)) throw error;
+      report(`bulk jobs are off: ${error.message}`);
+      return undefined;
+    }
+    return {
+      listen: `127.0.0.1:${await freePort("127.0.0.1")}`,
+      token: randomBytes(32).toString("base64url"),
+      storage: { ATELIER_QUEUE: queue, ATELIER_OBJECTS: jobs.objects },
+    };
+  }
+
+  /** Resolves to its address for ATELIER_QUEUE. @throws CliError where it cannot be had. */
+  async #startNats(folder: string): Promise<string> {
+    const service = this.#spawn("nats", "nats", (listen) => ({
+      entry: this.#options.entries.nats,
+      env: { ATELIER_NATS_LISTEN: listen, ATELIER_NATS_FOLDER: folder },
+    }));
+    try {
+      const [address] = await this.#listening([service]);
+      await service.ready;
+      service.keepAlive(address!);
+      this.#options.report(`nats at nats://${address}`);
+      return `nats://${address}`;
+    } catch (error) {
+      this.#services.nats.splice(0);
+      throw error;
+    }
   }
 
   /** Resolves to the URL for the gateways; undefined where the environment decides. */
@@ -157,7 +254,22 @@ export class LocalSystem {
     );
   }
 
-  #spawnWorker(id: string): KeptService {
+  #spawnJobs({ listen, token, storage }: JobsPlace, gatewayUrls: readonly string[]): KeptService {
+    const { entries, logLevel } = this.#options;
+    const spawn = (address: string) => ({
+      entry: entries.jobs,
+      env: {
+        ...storage,
+        ATELIER_JOBS_LISTEN: address,
+        ATELIER_GATEWAY: gatewayUrls.join(","),
+        ATELIER_INTERNAL_TOKEN: token,
+        ATELIER_LOG_LEVEL: logLevel,
+      },
+    });
+    return this.#spawn("jobs", "jobs", spawn, listen);
+  }
+
+  #spawnWorker(id: string, jobsPlace: JobsPlace | undefined): KeptService {
     const { entries, models, device, logLevel, workers } = this.#options;
     return this.#spawn("worker", `worker ${id}`, (listen) => ({
       entry: entries.worker,
@@ -168,15 +280,13 @@ export class LocalSystem {
         ATELIER_DEVICE: device,
         ATELIER_LOG_LEVEL: logLevel,
         ...sharedThreads(workers),
+        ...(jobsPlace?.storage ?? NO_STORAGE),
       },
     }));
   }
 
-  #spawnGateway(
-    index: number,
-    { workers, redisUrl, grpc }: { workers: readonly string[]; redisUrl: string | undefined; grpc: string },
-  ): KeptService {
-    const { entries, logLevel, host, port, gateways } = this.#options;
+  #spawnGateway(index: number, { workers, redisUrl, grpc, jobsPlace }: GatewayPlace): KeptService {
+    const { entries, logLevel, host, port, gateways, dataDir } = this.#options;
     const first = `${bracketed(host)}:${port === 0 ? 0 : port + index}`;
     const spawn = (listen: string) => ({
       entry: entries.gateway,
@@ -187,13 +297,16 @@ export class LocalSystem {
         ...(process.env["ATELIER_MODEL_ALIASES"] === undefined && { ATELIER_MODEL_ALIASES: OPENAI_MODELS.join(",") }),
         ATELIER_LOG_LEVEL: logLevel,
         ...(redisUrl === undefined ? {} : { ATELIER_REDIS: redisUrl }),
+        ...(dataDir === undefined ? {} : { ATELIER_DATA_DIR: dataDir }),
+        ATELIER_JOBS: jobsPlace === undefined ? "" : `http://${jobsPlace.listen}`,
+        ATELIER_INTERNAL_TOKEN: jobsPlace?.token ?? "",
       },
     });
     return this.#spawn("gateway", gateways === 1 ? "gateway" : `gateway g${index + 1}`, spawn, first);
   }
 
   #spawn(
-    kind: "gateway" | "worker" | "redis",
+    kind: "gateway" | "jobs" | "worker" | "redis" | "nats",
     name: string,
     process: (listen: string) => { entry: string; env: Record<string, string> },
     listen = "127.0.0.1:0",
@@ -208,8 +321,8 @@ export class LocalSystem {
         report: this.#options.report,
         onGivenUp: () => {
           services.splice(services.indexOf(service), 1);
-          // Without Redis the gateways go on, each for itself.
-          if (services.length === 0 && kind !== "redis") this.#break(`no ${kind} is left`);
+          // Without Redis the gateways go on, each for itself; without NATS or the jobs service, all but bulk jobs does.
+          if (services.length === 0 && (kind === "gateway" || kind === "worker")) this.#break(`no ${kind} is left`);
         },
       },
       listen,

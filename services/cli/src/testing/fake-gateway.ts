@@ -13,6 +13,9 @@ const [host, port] = listen!.split(":");
 const note = (line: string) => appendFileSync(process.env["FAKE_LOG"]!, `gateway ${line}\n`);
 
 note(`started with ${workers!.split(",").length} workers${redis === undefined ? "" : ` and ${redis}`}`);
+if (process.env["ATELIER_JOBS"])
+  note(`jobs at ${process.env["ATELIER_JOBS"]} with ${process.env["ATELIER_INTERNAL_TOKEN"]}`);
+if (process.env["ATELIER_DATA_DIR"]) note(`keeps in ${process.env["ATELIER_DATA_DIR"]}`);
 process.on("SIGTERM", () => {
   note("SIGTERM");
   process.exit(0);

@@ -27,6 +27,8 @@ process.on("disconnect", () => {
 const server = createServer().listen(Number(port), host, () => {
   const address = `${host}:${(server.address() as AddressInfo).port}`;
   note(`started on ${models} by ${process.env["ATELIER_DEVICE"]} listens at ${address} pid ${process.pid}`);
+  if (process.env["ATELIER_QUEUE"])
+    note(`pulls from ${process.env["ATELIER_QUEUE"]} into ${process.env["ATELIER_OBJECTS"]}`);
   process.send!({ type: "listening", address });
   if (fault === "fails") {
     process.send!({ type: "failed", message: "no model at /nowhere" }, () => process.exit(1));

@@ -10,6 +10,8 @@ process.exit(
       worker: join(import.meta.dirname, "fake-worker.ts"),
       gateway: join(import.meta.dirname, "fake-gateway.ts"),
       redis: join(import.meta.dirname, "fake-redis.ts"),
+      nats: join(import.meta.dirname, "fake-nats.ts"),
+      jobs: join(import.meta.dirname, "fake-jobs.ts"),
     },
     defaultUrl: process.env["FAKE_DEFAULT_URL"]!,
     env: process.env,
