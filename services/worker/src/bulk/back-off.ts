@@ -7,9 +7,9 @@ export interface BackOffLimits {
 
 /**
  * How long to wait after so many failures in a row (from 1): doubled each time, and drawn from the upper half of that, so
- * that workers which failed together do not come back together.
+ * that workers which failed together do not come back together. Whole milliseconds.
  */
 export function backOffMs(failures: number, { firstMs, mostMs }: BackOffLimits, random: Random): number {
   const ms = Math.min(mostMs, firstMs * 2 ** (failures - 1));
-  return ms * (0.5 + random.next() / 2);
+  return Math.round(ms * (0.5 + random.next() / 2));
 }

@@ -84,7 +84,8 @@ export class BulkWork {
   readonly #servedAtMs = new Map<string, number>();
   #turn: { readonly model: string; readonly sinceMs: number } | undefined;
   #waiting: readonly Waiting[] = [];
-  #loadedAtMs = -Infinity;
+  /** When a model last was loaded for items; at first, when the worker began. */
+  #loadedAtMs: number | undefined;
 
   /** `heldMax`: items at one time, whatever they are at. */
   constructor({ heldMax }: { heldMax: number }) {
@@ -94,6 +95,7 @@ export class BulkWork {
 
   /** What to ask for now. Each ask counts as under way until `answered`. */
   asks(view: WorkerView, held: HeldItems, nowMs: number): readonly Ask[] {
+    this.#loadedAtMs ??= nowMs;
     const models = view.models.filter(({ id }) => (this.#asideUntilMs.get(id) ?? -Infinity) <= nowMs);
     const turnTo = this.#turnTo(models, nowMs);
     if (turnTo !== undefined) return this.#askFor(turnTo, view, held, nowMs);
@@ -167,7 +169,7 @@ export class BulkWork {
       .toSorted((a, b) => waited(b.id) - waited(a.id));
     return waiting.find(({ fits, loadMs }) => {
       if (this.#dryForMs(resident, nowMs) >= loadMs / 2) return true;
-      return fits || nowMs - this.#loadedAtMs >= Math.max(STAY_MS_MIN, STAY_LOADS * loadMs);
+      return fits || nowMs - this.#loadedAtMs! >= Math.max(STAY_MS_MIN, STAY_LOADS * loadMs);
     });
   }
 

@@ -63,6 +63,8 @@ export class Puller {
   readonly #stopped = new AbortController();
   readonly #leaving = new AbortController();
   readonly #pulls = new Set<Promise<void>>();
+  /** Ends what is asked for now: at a pause, and when it stops. */
+  #asking = new AbortController();
   #lookAsked = false;
   #takeBackLook: (() => void) | undefined;
   #takeBackTick: (() => void) | undefined;
@@ -110,6 +112,7 @@ export class Puller {
   /** Pulls nothing from now on; what it has goes on. */
   stop(): void {
     this.#stopped.abort();
+    this.#asking.abort();
     this.#takeBackLook?.();
   }
 
@@ -159,7 +162,7 @@ export class Puller {
     const { itemClass, model, max, waitMs } = ask;
     let leases: readonly Lease[] = [];
     try {
-      const pull = { priorityClass: WIRE_CLASSES[itemClass], model, max, waitMs, signal: this.#stopped.signal };
+      const pull = { priorityClass: WIRE_CLASSES[itemClass], model, max, waitMs, signal: this.#asking.signal };
       leases = await queue.work.pull(pull);
       this.#answered("queue");
     } catch (error) {
@@ -198,14 +201,17 @@ export class Puller {
     const { clock, observer } = this.#options;
     observer.notMade(item, error, verdict);
     // Of the worker's own: others of this model would fare no better here now.
-    const workers = ["OVERLOADED", "OUT_OF_MEMORY", "INVALID_BUNDLE", "DEVICE_UNAVAILABLE", "MODEL_NOT_FOUND"];
+    const workers = ["OVERLOADED", "INVALID_BUNDLE", "DEVICE_UNAVAILABLE", "MODEL_NOT_FOUND"];
     if (!workers.includes(error.code)) return;
     this.#work.setAside(item.parameters?.model ?? "", clock.nowMs() + ASIDE_MS);
     clock.after(ASIDE_MS, () => this.wake());
   }
 
   #failed(pillar: Pillar, error: ServingError): void {
-    if (this.#pauses.failed(pillar, this.#options.clock.nowMs())) this.#options.observer.paused(pillar, error);
+    if (!this.#pauses.failed(pillar, this.#options.clock.nowMs())) return;
+    this.#asking.abort();
+    this.#asking = new AbortController();
+    this.#options.observer.paused(pillar, error);
   }
 
   #answered(pillar: Pillar): void {
