@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect as connectSocket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,13 +9,18 @@ import { freePorts } from "./free-ports.ts";
 export interface NatsOptions {
   /** Further arguments, as `["--user", "jobs", "--pass", "..."]`. */
   readonly args?: readonly string[];
+  /** Further configuration, as `jetstream { max_file_store: 2MB }`. */
+  readonly config?: string;
 }
 
 /** One nats-server process with JetStream in files, on a free port of loopback; ends with this process at the latest. */
-export async function startNats(options: NatsOptions = {}): Promise<NatsProcess> {
+export async function startNats({ args = [], config }: NatsOptions = {}): Promise<NatsProcess> {
   const [port] = await freePorts(1);
   const folder = await mkdtemp(join(tmpdir(), "atelier-nats-"));
-  const nats = new NatsProcess(await natsServer(), { port: port!, folder, args: options.args ?? [] });
+  const configFile = join(folder, "nats.conf");
+  if (config !== undefined) await writeFile(configFile, config);
+  const configured = config === undefined ? [] : ["--config", configFile];
+  const nats = new NatsProcess(await natsServer(), { port: port!, folder, args: [...configured, ...args] });
   await nats.start();
   return nats;
 }
