@@ -9,6 +9,7 @@ import { type TrainerToolOptions, trainerTool } from "./commands/trainer-tool.ts
 import { up } from "./commands/up.ts";
 import { examples } from "./examples.ts";
 import { addCache } from "./program-cache.ts";
+import { addJobs } from "./program-jobs.ts";
 import { addTenancy, keyOption, urlOption } from "./program-tenants.ts";
 import { usualDataFolder } from "./system/data-folder.ts";
 import type { ServiceEntries } from "./system/local-system.ts";
@@ -57,6 +58,7 @@ function createProgram(options: ProgramOptions, finish: (exitCode: number) => vo
   addUp(program, options, finish);
   addGenerate(program, options, finish);
   addModels(program, options, finish);
+  addJobs(program, options, finish);
   addTenancy(program, options);
   addCache(program, options);
   return program;

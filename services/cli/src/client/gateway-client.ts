@@ -152,14 +152,28 @@ export class GatewayClient {
     return reply.status === 204 ? undefined : this.#json(reply);
   }
 
-  async #fetch(path: string, { headers, ...request }: RequestInit, timeoutMs: number): Promise<Response> {
+  /** Any route's answer, once it begins. @throws CliError with the server's words where it refuses. */
+  async open(method: string, path: string, { timeoutMs, ...request }: OpenOptions): Promise<Response> {
+    const reply = await this.#fetch(path, { method, ...request }, timeoutMs);
+    if (!reply.ok) throw await failure(reply);
+    return reply;
+  }
+
+  async #fetch(path: string, { headers, signal, ...request }: RequestInit, timeoutMs?: number): Promise<Response> {
     const { url: base, key } = this.#server;
     const url = new URL(path, base);
     // An empty variable counts as unset.
     const authorization: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {};
     try {
-      const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(timeoutMs)]);
-      return await fetch(url, { ...request, headers: { ...(headers as object), ...authorization }, signal });
+      const signals = [this.#signal, ...(signal ? [signal] : [])];
+      if (timeoutMs !== undefined) signals.push(AbortSignal.timeout(timeoutMs));
+      const init = {
+        ...request,
+        headers: { ...(headers as object), ...authorization },
+        signal: AbortSignal.any(signals),
+      };
+      // A body that is read as it is sent asks for this.
+      return await fetch(url, request.body instanceof ReadableStream ? { ...init, duplex: "half" } : init);
     } catch (error) {
       this.#signal.throwIfAborted();
       const { cause } = error as Error;
@@ -180,9 +194,20 @@ export class GatewayClient {
   }
 }
 
+export interface OpenOptions {
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string | ReadableStream<Uint8Array>;
+  readonly signal?: AbortSignal;
+  /** Of the whole answer; absent: as long as it goes on. */
+  readonly timeoutMs?: number;
+}
+
 interface ErrorBody {
   readonly error: { readonly code: string; readonly message: string; readonly field?: string };
 }
+
+/** Codes of what may be otherwise soon. */
+const PASSING = ["OVERLOADED", "STORAGE_UNAVAILABLE", "DRAINING", "RATE_LIMITED"];
 
 /** What the server says went wrong. */
 async function failure(reply: Response): Promise<CliError> {
@@ -196,7 +221,7 @@ async function failure(reply: Response): Promise<CliError> {
 
 function inWords({ error }: ErrorBody): CliError {
   const field = error.field === undefined ? "" : ` (field ${error.field})`;
-  return new CliError(`${error.message}${field} [${error.code}]`);
+  return new CliError(`${error.message}${field} [${error.code}]`, { refused: !PASSING.includes(error.code) });
 }
 
 /** fetch says "fetch failed" and keeps the reason in `cause`; several addresses tried make an AggregateError. */

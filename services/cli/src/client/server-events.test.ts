@@ -2,10 +2,10 @@ import { describe, expect, it } from "vitest";
 import { serverEvents } from "./server-events.ts";
 
 describe("serverEvents", () => {
-  it("reads names and data, and passes over comments and what it does not know", async () => {
+  it("reads names, data and ids, and passes over comments and what it does not know", async () => {
     const text = ': hello\n\nevent: progress\ndata: {"a":1}\nid: 7\n\nretry: 5\ndata:x\ndata: y\n\n';
     expect(await read([text])).toEqual([
-      { name: "progress", data: '{"a":1}' },
+      { name: "progress", data: '{"a":1}', id: "7" },
       { name: "message", data: "x\ny" },
     ]);
   });

@@ -1,0 +1,129 @@
+import { randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { CliError } from "../../cli-error.ts";
+import type { Server } from "../../client/gateway-client.ts";
+import type { Expansion, JobJson } from "../../client/job-json.ts";
+import { JobsClient, type Submission } from "../../client/jobs-client.ts";
+import { duration, grouped, money, size } from "../../terminal/amounts.ts";
+import { StatusLine } from "../../terminal/status-line.ts";
+import { table } from "../../terminal/table.ts";
+import { stopOnSignals } from "./stop-on-signals.ts";
+import { watchJob } from "./watch.ts";
+
+export interface SubmitOptions {
+  readonly server: Server;
+  readonly sheet: string | undefined;
+  /** JSON of a job's options, or of a whole job. */
+  readonly templateFile: string | undefined;
+  /** What was given on the command line; lies over the file. */
+  readonly given: JobOptions;
+  readonly idempotencyKey: string | undefined;
+  readonly dryRun: boolean;
+  readonly watch: boolean;
+  readonly json: boolean;
+}
+
+/** As POST /v1/jobs takes them. */
+export interface JobOptions {
+  readonly name?: string | undefined;
+  readonly template?: Readonly<Record<string, unknown>> | undefined;
+  readonly [option: string]: unknown;
+}
+
+/** Sends a sheet as a job. Resolves to the exit code. @throws CliError with the server's words, line numbers among them. */
+export async function submitJob(options: SubmitOptions): Promise<number> {
+  const { server, sheet, json, watch } = options;
+  const submission: Submission = {
+    options: merged(await readTemplate(options.templateFile), options.given),
+    sheet,
+    idempotencyKey: options.idempotencyKey ?? randomUUID(),
+  };
+  const line = new StatusLine(process.stderr);
+  const stop = stopOnSignals();
+  try {
+    const client = new JobsClient(server, stop.signal);
+    const onSent = (bytes: number, total: number) => {
+      if (line.live) line.show(`sending ${sheet}: ${size(bytes)} of ${size(total)}`);
+      if (bytes === total && line.live) line.show("reading the sheet");
+    };
+    if (options.dryRun) {
+      const expansion = await client.preview(submission, onSent).finally(() => line.clear());
+      console.log(json ? JSON.stringify(expansion, undefined, 2) : inWords(expansion));
+      return 0;
+    }
+    const job = await client.submit(submission, onSent).finally(() => line.clear());
+    if (!watch) {
+      console.log(json ? JSON.stringify(job, undefined, 2) : accepted(job));
+      return 0;
+    }
+    if (!json) console.log(accepted(job));
+    return await watchJob({ client, id: job.id, json, stop });
+  } catch (error) {
+    if (!stop.signal.aborted) throw error;
+    console.error("cancelled: nothing was submitted");
+    return 130;
+  } finally {
+    stop.end();
+  }
+}
+
+async function readTemplate(file: string | undefined): Promise<JobOptions> {
+  if (file === undefined) return {};
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch (error) {
+    throw new CliError(`${file} cannot be read: ${(error as Error).message}`, { cause: error });
+  }
+  try {
+    const read = JSON.parse(text) as unknown;
+    if (typeof read === "object" && read !== null && !Array.isArray(read)) return read as JobOptions;
+  } catch (error) {
+    throw new CliError(`${file} is not JSON: ${(error as Error).message}`, { cause: error });
+  }
+  throw new CliError(`${file} holds no JSON object with a job's options`);
+}
+
+/** The command line over the file, in the template field by field. */
+function merged(file: JobOptions, given: JobOptions): JobOptions {
+  const template = { ...file.template, ...given.template };
+  const defaults = { ...(file.template?.["defaults"] as object), ...(given.template?.["defaults"] as object) };
+  return {
+    ...file,
+    ...given,
+    ...(Object.keys(template).length > 0 && {
+      template: { ...template, ...(Object.keys(defaults).length > 0 && { defaults }) },
+    }),
+  };
+}
+
+function accepted(job: JobJson): string {
+  const skipped =
+    job.skipped_count === 0 ? "" : `\n${grouped(job.skipped_count)} rows were left out: atelier jobs show ${job.id}`;
+  const cost = money(job.predicted.cost, job.predicted.currency);
+  return (
+    `${job.id}  ${grouped(job.item_count)} pictures, about ${grouped(Math.ceil(job.predicted.device_seconds))} device ` +
+    `seconds, ${cost} · 已提交${skipped}\nWatch it · 查看进度: atelier jobs watch ${job.id}`
+  );
+}
+
+function inWords({ item_count, predicted, eta_ms, skipped_count, skipped, items }: Expansion): string {
+  const eta = eta_ms === null ? "" : `, about ${duration(eta_ms)} as things are now`;
+  return [
+    `${grouped(item_count)} pictures, ${grouped(Math.ceil(predicted.device_seconds))} device seconds, ` +
+      `${money(predicted.cost, predicted.currency)}${eta}. Nothing was submitted · 仅预览`,
+    ...(skipped_count === 0 ? [] : [`${grouped(skipped_count)} rows would be left out:`]),
+    ...skipped.slice(0, 10).map(({ line, message }) => `  line ${line}: ${message}`),
+    "",
+    table(
+      [
+        { title: "ROW", of: ({ row }) => String(row) },
+        { title: "FILE", of: ({ file }) => file },
+        { title: "SEED", of: ({ seed }) => String(seed) },
+        { title: "PRESET", of: ({ preset }) => preset ?? "-" },
+        { title: "PROMPT", of: ({ prompt }) => prompt },
+      ],
+      items,
+    ),
+  ].join("\n");
+}
