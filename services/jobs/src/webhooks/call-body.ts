@@ -1,3 +1,4 @@
+import { jobToJson } from "../http/job-json.ts";
 import type { JobView } from "../ports.ts";
 import type { WebhookEvent } from "./hook-url.ts";
 
@@ -14,32 +15,10 @@ export function callBody(
   event: WebhookEvent,
   { job, atMs, item }: { readonly job: JobView; readonly atMs: number; readonly item?: FailedItem },
 ): string {
+  const { skipped: _skipped, webhook: _webhook, ...summary } = jobToJson(job);
   return JSON.stringify({
     type: event,
     timestamp: new Date(atMs).toISOString(),
-    data: { job: summaryOf(job), ...(item !== undefined && { item }) },
+    data: { job: summary, ...(item !== undefined && { item }) },
   });
 }
-
-function summaryOf(job: JobView) {
-  const { record } = job;
-  return {
-    id: record.id,
-    name: record.name,
-    status: job.status,
-    held_for: job.heldFor,
-    item_count: record.itemCount,
-    counts: job.counts,
-    items_per_minute: job.itemsPerMinute,
-    eta_ms: job.etaMs,
-    spent_device_ms: job.spentDeviceMs,
-    spent_cost: job.spentCost,
-    currency: record.currency,
-    created_at: new Date(record.createdAtMs).toISOString(),
-    started_at: momentOf(job.startedAtMs),
-    ended_at: momentOf(job.endedAtMs),
-    sequence: job.sequence,
-  };
-}
-
-const momentOf = (atMs: number | null) => (atMs === null ? null : new Date(atMs).toISOString());

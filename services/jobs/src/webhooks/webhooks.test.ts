@@ -294,6 +294,9 @@ function job({
     name: "launch",
     itemCount,
     createdAtMs: NOW,
+    source: { kind: "csv", rows: 3, skipped: [], skippedCount: 0 },
+    predictedDeviceMs: 0,
+    predictedCost: 0,
     currency: "EUR",
     webhook,
   } as unknown as Record;
