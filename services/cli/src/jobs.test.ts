@@ -25,6 +25,7 @@ describe("atelier jobs submit", () => {
       expect.stringMatching(/name="sheet"; filename="products.csv"\r\ncontent-type: text\/csv/),
     ]);
     expect(JSON.parse(parts[0]!.content)).toEqual({
+      name: "products",
       template: { prompt: "{product}, {colour}, 白色背景", variants: 2 },
     });
     expect(parts[1]!.content).toBe("product,colour\nT恤,红\n");
@@ -96,7 +97,9 @@ describe("atelier jobs submit", () => {
     expect(await atelier.exitCode).toBe(0);
     expect(gateway.asked[0]!.line).toBe("POST /v1/jobs?dry_run=true");
     expect(gateway.asked[0]!.headers["idempotency-key"]).toBeUndefined();
-    expect(atelier.stdout).toContain("2,000 pictures, 3,600 device seconds, 4.20 EUR");
+    expect(atelier.stdout).toContain("2,000 pictures, about 3,600 device seconds, 4.20 EUR, 30 min as things are now");
+    expect(atelier.stdout).toContain("It would be refused");
+    expect(atelier.stdout).toContain("2 cells of colour are empty");
     expect(atelier.stdout).toContain("line 7: colour is empty");
     expect(atelier.stdout).toMatch(/ROW +FILE +SEED +PRESET +PROMPT\n1 +mug\.png +7 +- +a mug\n/);
   });
@@ -214,7 +217,9 @@ describe("atelier jobs", () => {
   });
 
   it("retries what failed, or some of it", async () => {
-    gateway.answer("POST /v1/jobs/job_a/retry", (_request, response) => answerJson(response, { retried_items: 2 }));
+    gateway.answer("POST /v1/jobs/job_a/retry", (_request, response) =>
+      answerJson(response, { items: 2, job: jobJson({}) }),
+    );
     const atelier = run("retry", "job_a", "--items", "3,17");
     expect(await atelier.exitCode).toBe(0);
     expect(JSON.parse(gateway.asked[0]!.body)).toEqual({ items: [3, 17] });
@@ -291,6 +296,8 @@ const PREVIEW = {
   item_count: 2_000,
   predicted: { device_seconds: 3_600, cost: 4.2, currency: "EUR" },
   eta_ms: 1_800_000,
+  fits: false,
+  notes: ["2 cells of colour are empty"],
   skipped_count: 1,
   skipped: [{ line: 7, message: "colour is empty" }],
   items: [{ row: 1, file: "mug.png", prompt: "a mug", seed: 7, preset: null }],

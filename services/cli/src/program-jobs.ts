@@ -30,7 +30,7 @@ export function addJobs(
   command("ls", "list them, newest first")
     .addOption(new Option("--status <name>", "those that are so").choices(STATUSES))
     .option("--name <text>", "those whose name has this in it")
-    .option("--limit <n>", "how many", wholeNumber({ min: 1, max: 500 }), 50)
+    .option("--limit <n>", "how many", wholeNumber({ min: 1, max: 200 }), 50)
     .action(({ status, name, limit, json, ...server }) => listJobs({ server, status, name, limit, json }));
   command("show", "how one stands, and why items of it failed")
     .argument("<id>")
@@ -69,7 +69,10 @@ export function addJobs(
 
 function addSubmit(submit: Command, finish: (exitCode: number) => void): void {
   submit
-    .argument("[sheet]", "a file of rows: .csv (with a header) or .jsonl; it is read as it is sent, whatever its size")
+    .argument(
+      "[sheet]",
+      "a file of rows: .csv or .tsv (with a header), .jsonl or .json; it is read as it is sent, whatever its size",
+    )
     .option("-t, --template <text>", 'the prompt, with columns in braces: "{product}, {colour}, 白色背景"')
     .option("-n, --negative <text>", "what to steer away from; may have columns in braces as well")
     .option("--template-file <file>", "JSON of a job's options; what is given here as well lies over it")

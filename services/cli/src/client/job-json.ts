@@ -24,14 +24,18 @@ export interface ItemJson {
   readonly sku: string | null;
   readonly file: string;
   readonly state: string;
-  readonly error?: { readonly code: string; readonly message: string; readonly attempts: number } | null;
+  /** Why it failed or is held back. */
+  readonly error: { readonly code: string; readonly message: string; readonly attempts: number } | null;
 }
 
 /** What a dry run says. */
-export interface Expansion {
+export interface PreviewJson {
   readonly item_count: number;
   readonly predicted: { readonly device_seconds: number; readonly cost: number; readonly currency: string };
   readonly eta_ms: number | null;
+  /** Whether it would be accepted with what is left of the tenant's month. */
+  readonly fits: boolean;
+  readonly notes: readonly string[];
   readonly skipped_count: number;
   readonly skipped: readonly { readonly line: number; readonly message: string }[];
   readonly items: readonly {
@@ -43,7 +47,7 @@ export interface Expansion {
   }[];
 }
 
-/** A picture that is there. */
+/** A line of a manifest. */
 export interface ManifestLine {
   readonly index: number;
   readonly state: string;

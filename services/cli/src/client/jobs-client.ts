@@ -4,15 +4,17 @@ import { basename, extname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { CliError } from "../cli-error.ts";
 import { GatewayClient, type Server } from "./gateway-client.ts";
-import type { Expansion, ItemJson, JobJson, ManifestLine } from "./job-json.ts";
+import type { ItemJson, JobJson, ManifestLine, PreviewJson } from "./job-json.ts";
 import { lines } from "./lines.ts";
 import { serverEvents } from "./server-events.ts";
 
 /** What a sheet is sent as, by its file's name. */
 const SHEET_TYPES: Record<string, string> = {
   ".csv": "text/csv",
+  ".tsv": "text/tab-separated-values",
   ".jsonl": "application/x-ndjson",
   ".ndjson": "application/x-ndjson",
+  ".json": "application/json",
 };
 
 /** An upload of 512 MiB over 10 Mbit/s takes 7 minutes. */
@@ -48,8 +50,8 @@ export class JobsClient {
   }
 
   /** What it would come to; nothing is kept. */
-  async preview(submission: Submission, onSent: (bytes: number, total: number) => void): Promise<Expansion> {
-    return (await this.#send("/v1/jobs?dry_run=true", submission, {}, onSent)) as Expansion;
+  async preview(submission: Submission, onSent: (bytes: number, total: number) => void): Promise<PreviewJson> {
+    return (await this.#send("/v1/jobs?dry_run=true", submission, {}, onSent)) as PreviewJson;
   }
 
   async #send(

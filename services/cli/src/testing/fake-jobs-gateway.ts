@@ -32,7 +32,7 @@ export async function fakeJobsGateway() {
       case "POST /v1/jobs":
         return reply(job, 201);
       case "GET /v1/jobs":
-        return reply({ jobs: [job] });
+        return reply({ jobs: [job], next: null });
       case "GET /v1/jobs/job_a":
       case "POST /v1/jobs/job_a/pause":
       case "POST /v1/jobs/job_a/resume":

@@ -55,7 +55,7 @@ export async function retryJob({
 }: OfJob & { readonly items: readonly number[] | undefined }): Promise<void> {
   const reply = await new JobsClient(server).command(id, "retry", items === undefined ? {} : { items });
   if (json) return console.log(JSON.stringify(reply, undefined, 2));
-  const { retried_items: count } = reply as { retried_items: number };
+  const { items: count } = reply as { items: number };
   console.log(
     count === 0
       ? `No item of job ${id} has failed · 没有失败的图片`
@@ -99,5 +99,5 @@ const FAILED_COLUMNS: readonly Column<ItemJson>[] = [
   { title: "ROW", of: ({ row }) => String(row) },
   { title: "SKU", of: ({ sku }) => sku ?? "-" },
   { title: "ATTEMPTS", of: ({ error }) => String(error?.attempts ?? "-") },
-  { title: "WHY IT FAILED", of: ({ error }) => (error == null ? "-" : `${error.message} [${error.code}]`) },
+  { title: "WHY IT FAILED", of: ({ error }) => (error === null ? "-" : `${error.message} [${error.code}]`) },
 ];

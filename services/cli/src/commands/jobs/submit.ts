@@ -1,12 +1,13 @@
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { basename, extname } from "node:path";
 import { CliError } from "../../cli-error.ts";
 import type { Server } from "../../client/gateway-client.ts";
-import type { Expansion, JobJson } from "../../client/job-json.ts";
+import type { JobJson, PreviewJson } from "../../client/job-json.ts";
 import { JobsClient, type Submission } from "../../client/jobs-client.ts";
 import { duration, grouped, money, size } from "../../terminal/amounts.ts";
 import { StatusLine } from "../../terminal/status-line.ts";
-import { table } from "../../terminal/table.ts";
+import { type Column, table } from "../../terminal/table.ts";
 import { stopOnSignals } from "./stop-on-signals.ts";
 import { watchJob } from "./watch.ts";
 
@@ -34,7 +35,7 @@ export interface JobOptions {
 export async function submitJob(options: SubmitOptions): Promise<number> {
   const { server, sheet, json, watch } = options;
   const submission: Submission = {
-    options: merged(await readTemplate(options.templateFile), options.given),
+    options: { ...nameOf(sheet), ...merged(await readTemplate(options.templateFile), options.given) },
     sheet,
     idempotencyKey: options.idempotencyKey ?? randomUUID(),
   };
@@ -47,8 +48,8 @@ export async function submitJob(options: SubmitOptions): Promise<number> {
       if (bytes === total && line.live) line.show("reading the sheet");
     };
     if (options.dryRun) {
-      const expansion = await client.preview(submission, onSent).finally(() => line.clear());
-      console.log(json ? JSON.stringify(expansion, undefined, 2) : inWords(expansion));
+      const preview = await client.preview(submission, onSent).finally(() => line.clear());
+      console.log(json ? JSON.stringify(preview, undefined, 2) : inWords(preview));
       return 0;
     }
     const job = await client.submit(submission, onSent).finally(() => line.clear());
@@ -60,11 +61,16 @@ export async function submitJob(options: SubmitOptions): Promise<number> {
     return await watchJob({ client, id: job.id, json, stop });
   } catch (error) {
     if (!stop.signal.aborted) throw error;
-    console.error("cancelled: nothing was submitted");
+    console.error("cancelled; atelier jobs ls says whether it had been taken on · 已取消");
     return 130;
   } finally {
     stop.end();
   }
+}
+
+/** A job is called what its sheet is called. */
+function nameOf(sheet: string | undefined): { readonly name?: string } {
+  return sheet === undefined ? {} : { name: basename(sheet, extname(sheet)) };
 }
 
 async function readTemplate(file: string | undefined): Promise<JobOptions> {
@@ -98,32 +104,36 @@ function merged(file: JobOptions, given: JobOptions): JobOptions {
 }
 
 function accepted(job: JobJson): string {
-  const skipped =
-    job.skipped_count === 0 ? "" : `\n${grouped(job.skipped_count)} rows were left out: atelier jobs show ${job.id}`;
-  const cost = money(job.predicted.cost, job.predicted.currency);
+  const { skipped_count: left } = job;
+  const skipped = left === 0 ? "" : `\n${grouped(left)} rows were left out: atelier jobs show ${job.id} --json`;
   return (
-    `${job.id}  ${grouped(job.item_count)} pictures, about ${grouped(Math.ceil(job.predicted.device_seconds))} device ` +
-    `seconds, ${cost} · 已提交${skipped}\nWatch it · 查看进度: atelier jobs watch ${job.id}`
+    `${job.id}  ${grouped(job.item_count)} pictures, ${workOf(job)} · 已提交${skipped}\n` +
+    `Watch it · 查看进度: atelier jobs watch ${job.id}`
   );
 }
 
-function inWords({ item_count, predicted, eta_ms, skipped_count, skipped, items }: Expansion): string {
-  const eta = eta_ms === null ? "" : `, about ${duration(eta_ms)} as things are now`;
+function inWords(preview: PreviewJson): string {
+  const { item_count: count, eta_ms: eta, skipped_count: left, skipped, notes, items, fits } = preview;
+  const until = eta === null ? "" : `, ${duration(eta)} as things are now`;
   return [
-    `${grouped(item_count)} pictures, ${grouped(Math.ceil(predicted.device_seconds))} device seconds, ` +
-      `${money(predicted.cost, predicted.currency)}${eta}. Nothing was submitted · 仅预览`,
-    ...(skipped_count === 0 ? [] : [`${grouped(skipped_count)} rows would be left out:`]),
+    `${grouped(count)} pictures, ${workOf(preview)}${until}. Nothing was submitted · 仅预览`,
+    ...(fits ? [] : ["It would be refused: more than is left of the tenant's month · 超出配额"]),
+    ...notes,
+    ...(left === 0 ? [] : [`${grouped(left)} rows would be left out:`]),
     ...skipped.slice(0, 10).map(({ line, message }) => `  line ${line}: ${message}`),
     "",
-    table(
-      [
-        { title: "ROW", of: ({ row }) => String(row) },
-        { title: "FILE", of: ({ file }) => file },
-        { title: "SEED", of: ({ seed }) => String(seed) },
-        { title: "PRESET", of: ({ preset }) => preset ?? "-" },
-        { title: "PROMPT", of: ({ prompt }) => prompt },
-      ],
-      items,
-    ),
+    table(FIRST_COLUMNS, items),
   ].join("\n");
 }
+
+function workOf({ predicted: { device_seconds: seconds, cost, currency } }: JobJson | PreviewJson): string {
+  return `about ${grouped(Math.ceil(seconds))} device seconds, ${money(cost, currency)}`;
+}
+
+const FIRST_COLUMNS: readonly Column<PreviewJson["items"][number]>[] = [
+  { title: "ROW", of: ({ row }) => String(row) },
+  { title: "FILE", of: ({ file }) => file },
+  { title: "SEED", of: ({ seed }) => String(seed) },
+  { title: "PRESET", of: ({ preset }) => preset ?? "-" },
+  { title: "PROMPT", of: ({ prompt }) => prompt },
+];
