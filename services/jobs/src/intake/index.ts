@@ -1,4 +1,6 @@
 /** From an uploaded sheet and a template to a durable job. Knows nothing of HTTP, and nothing of how items are made. */
+export { ChunkItems } from "./chunks.ts";
+export { Intake, type IntakeOptions } from "./intake.ts";
 export {
   cloneSchema,
   type NamedPreset,

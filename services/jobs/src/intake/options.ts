@@ -29,6 +29,7 @@ export const shapeDefaults = z.strictObject({
   format: z.enum(["png", "jpeg", "webp"]).optional(),
   quality: z.int().min(1).max(100).optional(),
 });
+export type ShapeDefaults = z.output<typeof shapeDefaults>;
 
 const presetFields = {
   prompt_prefix: z.string().max(TEXT_CHARS_MAX).optional(),
@@ -88,6 +89,9 @@ export const cloneSchema = z.strictObject({
   new_seeds: z.boolean().optional(),
   seed: seed.optional(),
 });
+
+/** What a job has of its own, whatever its items are. */
+export type OwnSettings = Pick<SubmissionOptions, keyof typeof ownSettings>;
 
 /** @throws ServingError INVALID_REQUEST naming the field, its value and what it may be. */
 export function readOptions(options: unknown): SubmissionOptions {

@@ -11,7 +11,10 @@ export interface Submission {
    * application/json; of a form, that of its file. `format` among the options wins, since browsers name CSV as they like.
    */
   readonly contentType: string;
-  /** The sheet itself, of a form the file alone. Destroyed when it was refused before its end. */
+  /**
+   * The sheet itself, of a form the file alone. Left as it is where a refusal comes before its end, so that it can be told:
+   * whoever submitted it reads on or closes it.
+   */
   readonly body: Readable;
   /** Bytes of the body, where a header said so. */
   readonly contentLength?: number | undefined;
