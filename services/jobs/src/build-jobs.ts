@@ -10,9 +10,10 @@ import { delay } from "./delay.ts";
 import { JobEngine } from "./engine/job-engine.ts";
 import { buildApp } from "./http/app.ts";
 import { HttpGateway } from "./http-gateway.ts";
-import { ItemChunks } from "./item-chunks.ts";
+import { ChunkItems, Intake } from "./intake/index.ts";
 import { jobKeys } from "./job.ts";
 import { createJobsMetrics } from "./metrics.ts";
+import { checkHookUrl } from "./webhooks/hook-url.ts";
 import { Webhooks } from "./webhooks/webhooks.ts";
 
 /** The whole service, active but not listening yet. */
@@ -52,7 +53,7 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     return undefined;
   }
 
-  const items = new ItemChunks(objects);
+  const items = new ChunkItems(objects);
   const engine = new JobEngine({
     queue,
     items,
@@ -88,16 +89,37 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     metrics.redeliveries.inc(Math.max(0, attempts - 1));
     if (deadLetter) metrics.deadLetters.inc();
   };
-  const app = buildApp({ ...world, metrics, jobs: engine, webhooks, internalToken: config.internalToken, trouble });
+  const intake = new Intake({
+    records: queue.records,
+    objects,
+    items,
+    jobs: engine,
+    gateway,
+    clock,
+    log,
+    limits: config,
+    checkWebhook: ({ url }) => void checkHookUrl(url, { privateAllowed: config.webhookPrivate }),
+  });
+  const app = buildApp({
+    ...world,
+    metrics,
+    jobs: engine,
+    intake,
+    webhooks,
+    internalToken: config.internalToken,
+    trouble,
+  });
 
   await patiently("the event log", world, () => engine.start());
   await patiently("webhooks", world, () => webhooks.start());
+  await intake.start();
   booking.start();
   depths.start();
   return {
     app,
     close: async () => {
       depths.close();
+      intake.close();
       await webhooks.close();
       await engine.close();
       await booking.close();

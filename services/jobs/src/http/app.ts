@@ -3,6 +3,7 @@ import { type Clock, type InvariantError, ServingError } from "@atelier/core";
 import { buildServer, type HttpApp } from "@atelier/http";
 import type { Logger } from "@atelier/telemetry";
 import type { FastifyRequest } from "fastify";
+import type { JobIntake } from "../intake/index.ts";
 import type { JobsMetrics } from "../metrics.ts";
 import type { JobCaller, Jobs } from "../ports.ts";
 import type { Webhooks } from "../webhooks/webhooks.ts";
@@ -23,6 +24,7 @@ export interface AppParts {
   readonly onBug: (bug: InvariantError) => void;
   readonly metrics: JobsMetrics;
   readonly jobs: Jobs;
+  readonly intake: JobIntake;
   readonly webhooks: Webhooks;
   /** What gateways say to be let in; undefined: nothing, and only loopback is listened on. */
   readonly internalToken: string | undefined;

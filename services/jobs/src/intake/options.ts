@@ -2,6 +2,7 @@ import { ServingError } from "@atelier/core";
 import { readStrictly } from "@atelier/http";
 import { z } from "zod";
 import { JOB_PRIORITIES } from "../job.ts";
+import { WEBHOOK_EVENTS } from "../webhooks/hook-url.ts";
 
 /** Pictures of one row and preset. */
 const VARIANTS_MAX = 1_000;
@@ -62,7 +63,7 @@ export type TemplateOptions = z.output<typeof template>;
 
 export const webhookSchema = z.strictObject({
   url: z.string().min(1).max(2_000),
-  events: z.array(z.string().min(1).max(100)).max(50).optional(),
+  events: z.array(z.enum(WEBHOOK_EVENTS)).max(50).optional(),
 });
 
 const ownSettings = {
