@@ -20,6 +20,7 @@ export type BuryReason = Parameters<Lease["bury"]>[0];
 export class HeldLease<Ref> implements Lease {
   readonly item: WorkItem;
   readonly attempt: number;
+  readonly redelivered: boolean;
   readonly leaseMs: number;
   readonly ref: Ref;
   readonly #holder: LeaseHolder<Ref>;
@@ -30,12 +31,13 @@ export class HeldLease<Ref> implements Lease {
   #lostWhileEnding: ServingError | undefined;
 
   constructor(
-    delivered: Pick<HeldLease<Ref>, "item" | "attempt" | "leaseMs" | "ref">,
+    delivered: Pick<HeldLease<Ref>, "item" | "attempt" | "redelivered" | "leaseMs" | "ref">,
     holder: LeaseHolder<Ref>,
     clock: Clock,
   ) {
     this.item = delivered.item;
     this.attempt = delivered.attempt;
+    this.redelivered = delivered.redelivered;
     this.leaseMs = delivered.leaseMs;
     this.ref = delivered.ref;
     this.#holder = holder;

@@ -223,13 +223,16 @@ export function describeJobQueue(name: string, start: () => Promise<QueueUnderTe
       it("that is released gives the item to the next, as a further attempt unless that is forgiven", async () => {
         await jobs.work.publish(items("a", 0, 1));
         const attempts: number[] = [];
-        for (const forgiven of [false, true, true, false, false]) {
+        const redelivered: boolean[] = [];
+        for (const forgiven of [true, false, true, true, false]) {
           const [lease] = await take(worker, { waitMs: queue.leaseMs });
           attempts.push(lease!.attempt);
+          redelivered.push(lease!.redelivered);
           await lease!.release({ forgiven });
           await lease!.ack();
         }
-        expect(attempts).toEqual([1, 2, 2, 2, 3]);
+        expect(attempts).toEqual([1, 1, 2, 2, 2]);
+        expect(redelivered).toEqual([false, true, true, true, true]);
       });
 
       it("that is released for later leaves the item alone until then", async () => {

@@ -59,6 +59,8 @@ export interface Lease {
   readonly item: WorkItem;
   /** Deliveries that count, this one included: those that were released with `forgiven` do not. From 1. */
   readonly attempt: number;
+  /** It was delivered before, whether that counts or not: something of it may be there already. */
+  readonly redelivered: boolean;
   /** How long it is ours without being extended. */
   readonly leaseMs: number;
   /** Aborted with a ServingError once the item is not ours any more: it ran out, or the job was withdrawn. */

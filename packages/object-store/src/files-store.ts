@@ -22,6 +22,7 @@ export class FilesStore implements ObjectStore {
   readonly #clock: Clock;
   /** Folders known to exist; forgotten when one turns out to be gone. */
   readonly #folders = new Set<string>();
+  readonly #syncs = new FolderSyncs();
 
   constructor(root: string, { clock }: { readonly clock: Clock }) {
     this.#root = root;
@@ -159,7 +160,7 @@ export class FilesStore implements ObjectStore {
     }
     if (this.#folders.size > FOLDERS_KNOWN_MAX) this.#folders.clear();
     this.#folders.add(folder);
-    await syncFolder(folder);
+    await this.#syncs.sync(folder);
   }
 
   async #pruneAbove(key: string): Promise<void> {
@@ -239,6 +240,35 @@ async function write(
 
 async function writeAll(file: FileHandle, part: Uint8Array): Promise<void> {
   for (let from = 0; from < part.length; ) from += (await file.write(part, from)).bytesWritten;
+}
+
+/** Of one folder at a time; whoever comes while one is under way shares the next, which sees all renames before it. */
+class FolderSyncs {
+  readonly #running = new Map<string, Promise<void>>();
+  readonly #next = new Map<string, Promise<void>>();
+
+  sync(folder: string): Promise<void> {
+    const running = this.#running.get(folder);
+    if (running === undefined) return this.#run(folder);
+    let next = this.#next.get(folder);
+    if (next === undefined) {
+      const begin = () => {
+        this.#next.delete(folder);
+        return this.#run(folder);
+      };
+      next = running.then(begin, begin);
+      this.#next.set(folder, next);
+    }
+    return next;
+  }
+
+  #run(folder: string): Promise<void> {
+    const run = syncFolder(folder).finally(() => {
+      if (this.#running.get(folder) === run) this.#running.delete(folder);
+    });
+    this.#running.set(folder, run);
+    return run;
+  }
 }
 
 /** A rename is durable once its folder is. */

@@ -23,11 +23,8 @@ export class NatsEvents implements EventLog {
   }
 
   async append(event: JobEvent, id: string): Promise<void> {
-    const { js, timeoutMs } = this.#link;
     const bytes = toBinary(JobEventSchema, event);
-    await this.#link.ask(`event ${id}`, () =>
-      js.publish(this.#names.event(event.jobId), bytes, { msgID: id, timeout: timeoutMs }),
-    );
+    await this.#link.publish("the event log", this.#names.event(event.jobId), bytes, { id });
   }
 
   async *read(jobId: string, afterSequence = 0): AsyncIterable<LoggedEvent> {

@@ -1,14 +1,22 @@
 import { ServingError } from "@atelier/core";
 import {
+  type ApiError,
   JetStreamApiError,
-  type JetStreamClient,
   type JetStreamManager,
-  jetstream,
   jetstreamManager,
+  PubHeaders,
   type StoredMsg,
   type StreamConfig,
 } from "@nats-io/jetstream";
-import { connect, type NatsConnection, NoRespondersError, RequestError, TimeoutError } from "@nats-io/transport-node";
+import {
+  connect,
+  type NatsConnection,
+  NoRespondersError,
+  headers as newHeaders,
+  RequestError,
+  TimeoutError,
+} from "@nats-io/transport-node";
+import { NatsRequests, NoAnswer } from "./nats-requests.ts";
 
 /** Error numbers of JetStream's API: nats-server/server/errors.json. */
 export const JS = {
@@ -23,6 +31,7 @@ export const JS = {
 
 /** What the server says where a page has nothing in it. */
 const STATUS_NONE = 404;
+const STATUS_NO_RESPONDERS = 503;
 
 export interface LinkOptions {
   readonly servers: readonly string[];
@@ -34,10 +43,10 @@ export interface LinkOptions {
 /** One connection, and what went wrong on it in our words. Reconnects by itself for as long as it is not closed. */
 export class NatsLink {
   readonly connection: NatsConnection;
-  readonly js: JetStreamClient;
   readonly manager: JetStreamManager;
   readonly timeoutMs: number;
   readonly #servers: string;
+  readonly #requests: NatsRequests;
   readonly #listeners = new Set<(lost: string | undefined) => void>();
   #lost = false;
   readonly #closing = new AbortController();
@@ -46,7 +55,7 @@ export class NatsLink {
     this.connection = connection;
     this.timeoutMs = options.timeoutMs;
     this.#servers = options.servers.join(",");
-    this.js = jetstream(connection, { timeout: options.timeoutMs });
+    this.#requests = new NatsRequests(connection, options.timeoutMs);
     this.manager = manager;
     void this.#watch();
   }
@@ -94,10 +103,40 @@ export class NatsLink {
     }
   }
 
+  /**
+   * Stores a message in the stream of its subject, and gives its sequence. `id`: the same again soon is not stored. `expected`:
+   * the sequence of the subject's last message, 0 that there is none.
+   */
+  publish(
+    what: string,
+    subject: string,
+    payload: Uint8Array | string,
+    { id, expected }: { readonly id?: string; readonly expected?: number | undefined } = {},
+  ): Promise<number> {
+    return this.ask(what, async () => {
+      const headers = newHeaders();
+      if (id !== undefined) headers.set(PubHeaders.MsgIdHdr, id);
+      if (expected !== undefined) headers.set(PubHeaders.ExpectedLastSubjectSequenceHdr, String(expected));
+      const answer = await this.#requests.ask(subject, payload, headers);
+      if (answer.headers?.code === STATUS_NO_RESPONDERS) throw new NoRespondersError(subject);
+      const stored = answer.json<{ seq: number; error?: ApiError }>();
+      if (stored.error !== undefined) throw new JetStreamApiError(stored.error);
+      return stored.seq;
+    });
+  }
+
+  /** Says something about a delivery; resolves once the server has taken notice. */
+  async say(what: string, reply: string, word: string): Promise<void> {
+    await this.ask(what, async () => {
+      const answer = await this.#requests.ask(reply, word);
+      if (answer.headers?.code === STATUS_NO_RESPONDERS) throw new NoRespondersError(reply);
+    });
+  }
+
   told(what: string, error: unknown): unknown {
     if (error instanceof ServingError) return error;
     if (this.closing.aborted) return this.error(`${what}: the queue is closed`, error);
-    if (error instanceof TimeoutError || (error as Error).cause instanceof TimeoutError) {
+    if (error instanceof NoAnswer || error instanceof TimeoutError || (error as Error).cause instanceof TimeoutError) {
       const state = this.connection.isClosed() ? " and the connection is closed" : "";
       return this.error(`${what}: NATS at ${this.#servers} did not answer within ${this.timeoutMs} ms${state}`, error);
     }
@@ -164,6 +203,7 @@ export class NatsLink {
   async close(): Promise<void> {
     if (this.closing.aborted) return;
     this.#closing.abort();
+    this.#requests.close();
     this.#listeners.clear();
     await this.connection.close();
   }

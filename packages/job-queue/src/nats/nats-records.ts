@@ -31,15 +31,8 @@ export class NatsRecords implements Records {
   async put(key: string, value: string, expected?: number): Promise<number> {
     checkRecordKey(key);
     checkRecordValue(key, value);
-    const { js, timeoutMs } = this.#link;
     try {
-      const stored = await this.#link.ask(`record ${key}`, () =>
-        js.publish(this.#names.record(key), value, {
-          timeout: timeoutMs,
-          ...(expected === undefined ? {} : { expect: { lastSubjectSequence: expected } }),
-        }),
-      );
-      return stored.seq;
+      return await this.#link.publish(`record ${key}`, this.#names.record(key), value, { expected });
     } catch (error) {
       const code = apiCode(error);
       if (code !== JS.wrongLastSequence && code !== JS.wrongLastSequenceUnknown) throw error;

@@ -72,11 +72,9 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
   }
 
   async #store(item: WorkItem): Promise<void> {
-    const { js, timeoutMs } = this.#link;
     const subject = this.#names.item(laneOf(item), item);
     const bytes = toBinary(WorkItemSchema, item);
-    const store = () =>
-      this.#link.ask("the work queue", () => js.publish(subject, bytes, { msgID: itemId(item), timeout: timeoutMs }));
+    const store = () => this.#link.publish("the work queue", subject, bytes, { id: itemId(item) });
     try {
       await store();
     } catch (error) {
@@ -220,7 +218,9 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
     const forgiven = deliveries > 1 ? await this.#forgiven(item) : 0;
     const attempt = Math.max(1, deliveries - forgiven);
     const { leaseMs, clock } = this.#options;
-    const lease = new HeldLease<Ref>({ item, attempt, leaseMs, ref: { reply, sequence, forgiven } }, this, clock);
+    const redelivered = deliveries > 1;
+    const ref = { reply, sequence, forgiven };
+    const lease = new HeldLease<Ref>({ item, attempt, redelivered, leaseMs, ref }, this, clock);
     this.#leases.add(lease);
     return lease;
   }
@@ -258,10 +258,7 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
   ): Promise<void> {
     if (forgiven) {
       const subject = this.#names.forgivenOf(lease.item);
-      const { js, timeoutMs } = this.#link;
-      await this.#link.ask("the work queue", () =>
-        js.publish(subject, String(lease.ref.forgiven + 1), { timeout: timeoutMs }),
-      );
+      await this.#link.publish("the work queue", subject, String(lease.ref.forgiven + 1));
     }
     await this.#say(lease, delayMs > 0 ? `-NAK ${JSON.stringify({ delay: Math.ceil(delayMs) * 1e6 })}` : "-NAK");
   }
@@ -270,10 +267,8 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
     const { item, attempt } = lease;
     const atMs = BigInt(Math.trunc(this.#options.clock.nowMs()));
     const letter = toBinary(DeadLetterSchema, create(DeadLetterSchema, { ...reason, item, attempts: attempt, atMs }));
-    const { js, timeoutMs } = this.#link;
-    await this.#link.ask("the dead letters", () =>
-      js.publish(this.#names.letter(item.jobId, item.itemIndex), letter, { msgID: itemId(item), timeout: timeoutMs }),
-    );
+    const subject = this.#names.letter(item.jobId, item.itemIndex);
+    await this.#link.publish("the dead letters", subject, letter, { id: itemId(item) });
     await this.#say(lease, "+ACK");
   }
 
@@ -282,10 +277,8 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
     this.#link.connection.publish(this.#names.progress, toBinary(ItemProgressSchema, report));
   }
 
-  /** Resolves once the server has taken notice. */
-  async #say({ ref }: HeldLease<Ref>, word: string): Promise<void> {
-    const { connection, timeoutMs } = this.#link;
-    await this.#link.ask("the work queue", () => connection.request(ref.reply, word, { timeout: timeoutMs }));
+  #say({ ref }: HeldLease<Ref>, word: string): Promise<void> {
+    return this.#link.say("the work queue", ref.reply, word);
   }
 
   async #forgiven(item: WorkItem): Promise<number> {

@@ -186,7 +186,13 @@ export class SqliteWork implements WorkQueue, LeaseHolder<Ref> {
     const leases = rows
       .sort((a, b) => a.id - b.id)
       .map(({ id, delivery, attempts, item }) =>
-        this.#hold({ ref: { id, delivery }, attempt: attempts, leaseMs, item: fromBinary(WorkItemSchema, item) }),
+        this.#hold({
+          ref: { id, delivery },
+          attempt: attempts,
+          redelivered: delivery > 1,
+          leaseMs,
+          item: fromBinary(WorkItemSchema, item),
+        }),
       );
     // A job may have been withdrawn between the transaction and now.
     setImmediate(() => this.#loseIfGone(leases));

@@ -71,7 +71,7 @@ export class HeldItem {
     const { attemptsMax } = this.#world;
     try {
       if (lease.attempt > attemptsMax) return await this.#buryUnrun();
-      const resume = await this.#persistently("store", () => this.#checkpoints.read(lease.item), { proves: false });
+      const resume = await this.#resume();
       const made = await this.#make(resume, onDenoised);
       this.#phase = "ending";
       await this.#finish(made);
@@ -84,6 +84,13 @@ export class HeldItem {
         throw lost;
       });
     }
+  }
+
+  /** Where an earlier delivery left the picture. Of a first one nobody asks the store: most items are delivered once. */
+  async #resume(): Promise<DenoiseState | undefined> {
+    const { item, redelivered } = this.lease;
+    if (!redelivered && item.round === 0) return undefined;
+    return await this.#persistently("store", () => this.#checkpoints.read(item), { proves: false });
   }
 
   #make(resume: DenoiseState | undefined, onDenoised: () => void): Promise<MadeItem> {
