@@ -14,7 +14,9 @@ export function peakMemoryBytes(pid: number): number {
 export function processorSeconds(pid: number): number {
   try {
     // Fields 14 and 15, counted from behind the program's name: user and system time in hundredths of a second.
-    const fields = readFileSync(`/proc/${pid}/stat`, "utf8").replace(/^.*\) /, "").split(" ");
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+      .replace(/^.*\) /, "")
+      .split(" ");
     return (Number(fields[11]) + Number(fields[12])) / 100;
   } catch {
     return Number.NaN;
