@@ -147,7 +147,7 @@ class CsvParser {
         const close = closingQuote(text, at + 1);
         // The last character so far may be half of a doubled quote.
         if (close === -1 || (close + 1 >= text.length && !this.#end)) {
-          if (text.length - this.#at > ROW_CHARS_MAX) return bad(`cell ${cells.length + 1}: ${NEVER_CLOSED}`);
+          if (text.length - this.#at > ROW_CHARS_MAX) return bad(`cell ${cells.length + 1} ${NEVER_CLOSED}`);
           if (!this.#end) return undefined;
           return bad(`cell ${cells.length + 1} begins with a quote that is never closed`);
         }
@@ -180,7 +180,7 @@ class CsvParser {
 }
 
 const TOO_LONG = `the row has more than ${ROW_CHARS_MAX} characters`;
-const NEVER_CLOSED = `it begins with a quote that is not closed within ${ROW_CHARS_MAX} characters`;
+const NEVER_CLOSED = `begins with a quote that is not closed within ${ROW_CHARS_MAX} characters`;
 
 /** Place of the quote that ends a cell whose text begins at `from`; -1 where it has not come. */
 function closingQuote(text: string, from: number): number {

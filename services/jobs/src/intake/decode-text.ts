@@ -133,6 +133,7 @@ const MAGIC: readonly { readonly bytes: string; readonly what: string }[] = [
 
 /** Far enough for a header in UTF-16 without a mark to show. */
 const BINARY_LOOKED_AT_BYTES = 4_096;
+const CELL_NULS_MAX = 4;
 
 function refuseBinary(bytes: Buffer, named: string | undefined): void {
   const start = bytes.toString("latin1", 0, 8);
@@ -145,7 +146,7 @@ function refuseBinary(bytes: Buffer, named: string | undefined): void {
   const nuls = looked.filter((byte) => byte === 0).length;
   // Text of mostly Latin letters in UTF-16 has every second byte 0; one or two are a cell's.
   if (nuls > looked.length / 4) throw notText("UTF-16 without a byte order mark (then name it as charset) or no text");
-  if (nuls > looked.length / 50) throw notText("no text");
+  if (nuls > Math.max(CELL_NULS_MAX, looked.length / 50)) throw notText("no text");
 }
 
 function notText(what: string): ServingError {

@@ -9,6 +9,7 @@ import {
   RowProblem,
   type SheetRow,
   shown,
+  shownJson,
 } from "./sheet.ts";
 
 /** A body of JSON is held whole; longer sheets are sent line by line. */
@@ -97,7 +98,7 @@ function jsonlRow(text: string, line: number, columns: KnownColumns): SheetRow |
 
 function rowOfValue(value: unknown, line: number, columns: KnownColumns): SheetRow | BadRow {
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    return { line, problem: new RowProblem(`the row is ${shown(JSON.stringify(value))}; it must be an object`) };
+    return { line, problem: new RowProblem(`the row is ${shownJson(value)}; it must be an object`) };
   }
   const cells = new Map<string, string>();
   for (const [key, cell] of Object.entries(value)) {
@@ -106,7 +107,7 @@ function rowOfValue(value: unknown, line: number, columns: KnownColumns): SheetR
     if (typeof cell === "string") cells.set(column, cell.trim());
     else if (cell === null) cells.set(column, "");
     else if (typeof cell === "object") {
-      const message = `${column} is ${shown(JSON.stringify(cell))}; it must be a text, a number or true or false`;
+      const message = `${column} is ${shownJson(cell)}; it must be a text, a number or true or false`;
       return { line, problem: new RowProblem(message, column) };
     } else cells.set(column, String(cell));
   }

@@ -37,4 +37,10 @@ export function shown(value: string): string {
   return value.length > SHOWN_CHARS_MAX ? `${text}... (${value.length} characters)` : text;
 }
 
+/** A value of JSON, for messages. */
+export function shownJson(value: unknown): string {
+  const text = JSON.stringify(value);
+  return text.length > SHOWN_CHARS_MAX ? `${text.slice(0, SHOWN_CHARS_MAX)}... (${text.length} characters)` : text;
+}
+
 const SHOWN_CHARS_MAX = 80;

@@ -24,6 +24,8 @@ export async function* uploadedBytes(
   if (contentLength !== undefined && contentLength > bytesMax) throw tooLarge(`has ${contentLength} bytes`, bytesMax);
   const stop = () => void body.destroy(signal.reason as Error);
   signal.addEventListener("abort", stop, { once: true });
+  // A stream that breaks after the last read has nobody to tell; without a listener it would end the process.
+  body.on("error", () => {});
   let bytes = 0;
   try {
     for await (const part of body.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>) {
