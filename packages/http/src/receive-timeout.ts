@@ -14,11 +14,25 @@ declare module "fastify" {
  * arrived for as long. Node's own limit is one for a whole server, and would end every upload of a large sheet.
  */
 export function endSlowBodies(app: FastifyInstance, { clock, timeoutMs }: { clock: Clock; timeoutMs: number }): void {
-  app.addHook("onRequest", (request, _reply, next) => {
-    if (hasBody(request)) watch(request, { clock, timeoutMs });
+  app.addHook("onRequest", (request, reply, next) => {
+    if (hasBody(request)) {
+      watch(request, { clock, timeoutMs });
+      reply.raw.once("finish", () => dropRest(request, clock));
+    }
     next();
   });
 }
+
+/** Of a body that was answered before its end: its sender gets a moment to hear that, and is cut off if it goes on. */
+function dropRest({ raw }: FastifyRequest, clock: Clock): void {
+  if (raw.complete) return;
+  raw.unpipe();
+  raw.resume();
+  const cancel = clock.after(LINGER_MS, () => raw.socket.destroy());
+  raw.once("close", cancel);
+}
+
+const LINGER_MS = 2_000;
 
 const hasBody = ({ headers }: FastifyRequest): boolean =>
   headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0;

@@ -49,6 +49,25 @@ describe("a server of ours", () => {
     expect(await answer).toMatch(/^HTTP\/1.1 408 .*"the request was not sent completely in time"/s);
   });
 
+  it("answers an upload before its end, and cuts off one that goes on", async () => {
+    build();
+    app.removeAllContentTypeParsers();
+    app.addContentTypeParser("*", (_request, payload, done) => done(null, payload));
+    app.post("/upload", { config: { upload: true } }, async (request) => {
+      await once(request.raw, "readable");
+      request.raw.read(1);
+      throw new ServingError("INVALID_REQUEST", "line 1");
+    });
+    const socket = connect(await listening(), "127.0.0.1");
+    const answer = textOf(socket);
+    socket.write("POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n");
+    while (socket.writable) {
+      socket.write(Buffer.alloc(64 * 1024));
+      await sleep(20);
+    }
+    expect(await answer).toMatch(/^HTTP\/1.1 400 .*line 1/s);
+  });
+
   it("does not take a body for late that it does not read itself", async () => {
     build();
     app.removeAllContentTypeParsers();

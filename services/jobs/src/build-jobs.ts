@@ -13,6 +13,8 @@ import { HttpGateway } from "./http-gateway.ts";
 import { ChunkItems, Intake } from "./intake/index.ts";
 import { jobKeys } from "./job.ts";
 import { createJobsMetrics } from "./metrics.ts";
+import { Manifest } from "./results/manifest.ts";
+import { PictureBook } from "./results/picture-book.ts";
 import { checkHookUrl } from "./webhooks/hook-url.ts";
 import { Webhooks } from "./webhooks/webhooks.ts";
 
@@ -54,16 +56,18 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
   }
 
   const items = new ChunkItems(objects);
-  const engine = new JobEngine({
+  const book = new PictureBook(queue.events);
+  const engine: JobEngine = new JobEngine({
     queue,
     items,
     clock,
     log,
-    beforeEnd: async () => {},
+    beforeEnd: (jobId) => manifest.write(jobId),
     removeObjects: async (jobId) => void (await objects.removeAll(jobKeys(jobId).all)),
     leaseMs: config.queue.leaseMs,
     keptMs: config.keptMs,
   });
+  const manifest = new Manifest({ items, jobs: engine, book, objects });
   const depths = new QueueDepths(queue, clock);
   const trouble = () => engine.trouble;
   const metrics = createJobsMetrics({ jobs: () => engine.kept(), depths: () => depths.last, trouble });
@@ -100,11 +104,16 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     limits: config,
     checkWebhook: ({ url }) => void checkHookUrl(url, { privateAllowed: config.webhookPrivate }),
   });
-  const app = buildApp({
+  const app = await buildApp({
     ...world,
     metrics,
     jobs: engine,
     intake,
+    items,
+    objects,
+    queue,
+    manifest,
+    book,
     webhooks,
     internalToken: config.internalToken,
     trouble,

@@ -1,22 +1,33 @@
-import { createHash, timingSafeEqual } from "node:crypto";
-import { type Clock, type InvariantError, ServingError } from "@atelier/core";
-import { buildServer, type HttpApp } from "@atelier/http";
+import type { Clock, InvariantError } from "@atelier/core";
+import {
+  acceptJsonOnly,
+  buildServer,
+  checkInternalCaller,
+  collectOpenApi,
+  type HttpApp,
+  openApiRoute,
+} from "@atelier/http";
+import type { JobQueue } from "@atelier/job-queue";
+import type { ObjectStore } from "@atelier/object-store";
 import type { Logger } from "@atelier/telemetry";
-import type { FastifyRequest } from "fastify";
+import multipart from "@fastify/multipart";
 import type { JobIntake } from "../intake/index.ts";
 import type { JobsMetrics } from "../metrics.ts";
-import type { JobCaller, Jobs } from "../ports.ts";
+import type { ItemSource, Jobs } from "../ports.ts";
+import type { Manifest } from "../results/manifest.ts";
+import type { PictureBook } from "../results/picture-book.ts";
 import type { Webhooks } from "../webhooks/webhooks.ts";
 import { readCaller } from "./caller-header.ts";
+import { callerOf } from "./caller-of.ts";
+import { deadLettersRoutes } from "./dead-letters-routes.ts";
+import { eventsRoute } from "./events-route.ts";
+import { itemsRoutes } from "./items-routes.ts";
+import { jobsRoutes } from "./jobs-routes.ts";
 import { operationsRoutes } from "./operations-routes.ts";
+import { presetsRoutes } from "./presets-routes.ts";
+import { resultsRoutes } from "./results-routes.ts";
+import { submissionRoutes } from "./submission-routes.ts";
 import { webhookRoutes } from "./webhook-routes.ts";
-
-declare module "fastify" {
-  interface FastifyRequest {
-    /** Who asks, as the gateway said; undefined on routes that anybody may ask. */
-    jobCaller: JobCaller | undefined;
-  }
-}
 
 export interface AppParts {
   readonly clock: Clock;
@@ -25,6 +36,11 @@ export interface AppParts {
   readonly metrics: JobsMetrics;
   readonly jobs: Jobs;
   readonly intake: JobIntake;
+  readonly items: ItemSource;
+  readonly objects: Pick<ObjectStore, "get" | "link">;
+  readonly queue: Pick<JobQueue, "work" | "events">;
+  readonly manifest: Manifest;
+  readonly book: PictureBook;
   readonly webhooks: Webhooks;
   /** What gateways say to be let in; undefined: nothing, and only loopback is listened on. */
   readonly internalToken: string | undefined;
@@ -39,8 +55,8 @@ const RECEIVE_MS = 600_000;
 const CONNECTIONS_MAX = 10_000;
 
 /** The service's API as gateways pass it on. Not listening yet. */
-export function buildApp(parts: AppParts): HttpApp {
-  const { metrics, internalToken } = parts;
+export async function buildApp(parts: AppParts): Promise<HttpApp> {
+  const { metrics, internalToken, queue, intake } = parts;
   const app = buildServer({
     ...parts,
     bodyMaxBytes: BODY_BYTES_MAX,
@@ -52,28 +68,24 @@ export function buildApp(parts: AppParts): HttpApp {
       metrics.requestSeconds.observe({ route }, durationMs / 1_000);
     },
   });
+  acceptJsonOnly(app);
   app.decorateRequest("jobCaller", undefined);
   app.addHook("onRequest", async (request) => {
     if (!request.url.startsWith("/v1/")) return;
-    checkToken(request, internalToken);
+    checkInternalCaller(request, internalToken);
     request.jobCaller = readCaller(request.headers);
   });
+  await app.register(multipart);
   operationsRoutes(app, parts);
+  await collectOpenApi(app, "Makes pictures in bulk, from sheets.");
+  openApiRoute(app);
+  submissionRoutes(app, parts);
+  jobsRoutes(app, parts);
+  itemsRoutes(app, parts);
+  eventsRoute(app, { ...parts, events: queue.events });
+  resultsRoutes(app, parts);
+  deadLettersRoutes(app, { ...parts, work: queue.work });
+  presetsRoutes(app, intake);
   webhookRoutes(app, { ...parts, callerOf });
   return app;
 }
-
-/** Of a route under /v1. */
-export function callerOf({ jobCaller }: FastifyRequest): JobCaller {
-  if (jobCaller === undefined) throw new ServingError("UNAUTHENTICATED", "the gateway did not say who asks");
-  return jobCaller;
-}
-
-/** Compares digests, in a time that does not tell how much of it was right. */
-function checkToken({ headers }: FastifyRequest, token: string | undefined): void {
-  if (token === undefined) return;
-  if (timingSafeEqual(digestOf(headers.authorization ?? ""), digestOf(`Bearer ${token}`))) return;
-  throw new ServingError("UNAUTHENTICATED", "this service answers gateways only: ask one of those");
-}
-
-const digestOf = (text: string) => createHash("sha256").update(text).digest();

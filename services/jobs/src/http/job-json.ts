@@ -17,6 +17,7 @@ export const jobReply = z
   .object({
     id: z.string(),
     name: z.string(),
+    tenant: z.string(),
     status: z.enum(JOB_STATUSES),
     paused_for: z.string().nullable().describe("Why the service paused it; null: its owner did, or it is not paused."),
     held_for: z.string().nullable().describe("Why none of its items are handed out although nobody paused it."),
@@ -36,7 +37,7 @@ export const jobReply = z
     ended_at: moment.nullable().describe("Once everything of it is there, its manifest as well."),
     sequence: z.int().describe("Of the newest event that it counts."),
   })
-  .meta({ id: "Job" });
+  .meta({ id: "Job", description: "A bulk job." });
 export type JobJson = z.infer<typeof jobReply>;
 
 export function jobToJson(job: JobView): JobJson {
@@ -44,6 +45,7 @@ export function jobToJson(job: JobView): JobJson {
   return {
     id: record.id,
     name: record.name,
+    tenant: record.tenant,
     status: job.status,
     paused_for: record.pausedFor,
     held_for: job.heldFor,
