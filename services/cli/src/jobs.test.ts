@@ -140,7 +140,8 @@ describe("atelier jobs watch", () => {
       lastEventId = request.headers["last-event-id"];
       const counts = { queued: 0, done: 4 };
       gateway.job = jobJson({ status: "done", counts, ended_at: "2026-11-23T10:00:00.000Z" });
-      event(response, 42, jobJson({ status: "done", counts })); // its manifest is not there yet
+      const spent = { device_seconds: 9, cost: 0.4, currency: "EUR" };
+      event(response, 42, jobJson({ status: "done", counts, spent })); // its manifest is not there yet
       event(response, 43, jobJson({ status: "done", counts, ended_at: "2026-11-23T10:00:00.000Z" }));
     });
     const atelier = run("watch", "job_a");
