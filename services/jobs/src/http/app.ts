@@ -10,7 +10,6 @@ import {
 import type { JobQueue } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
 import type { Logger } from "@atelier/telemetry";
-import multipart from "@fastify/multipart";
 import type { JobIntake } from "../intake/index.ts";
 import type { JobsMetrics } from "../metrics.ts";
 import type { ItemSource, Jobs } from "../ports.ts";
@@ -75,7 +74,6 @@ export async function buildApp(parts: AppParts): Promise<HttpApp> {
     checkInternalCaller(request, internalToken);
     request.jobCaller = readCaller(request.headers);
   });
-  await app.register(multipart);
   operationsRoutes(app, parts);
   await collectOpenApi(app, "Makes pictures in bulk, from sheets.");
   openApiRoute(app);

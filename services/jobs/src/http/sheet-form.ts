@@ -30,7 +30,8 @@ export async function readSheetForm(
       }
       if (options !== undefined) throw invalid("job", "job is there twice; once will do");
       if (part.valueTruncated) throw invalid("job", `job is longer than ${OPTIONS_BYTES_MAX} bytes`);
-      options = parseOptions(String(part.value));
+      // Of a part that says to be JSON it is parsed.
+      options = typeof part.value === "string" ? parseOptions(part.value) : part.value;
     }
   } catch (error) {
     if (error instanceof ServingError) throw error;

@@ -1,6 +1,7 @@
 import type { Readable } from "node:stream";
 import { ServingError } from "@atelier/core";
 import { errorResponses, type HttpApp, HttpRefusal, IDEMPOTENCY_HEADER, readIdempotencyKey } from "@atelier/http";
+import multipart from "@fastify/multipart";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { cloneSchema, type JobIntake, optionsOfQuery, type Submission, type Submitted } from "../intake/index.ts";
 import type { Jobs } from "../ports.ts";
@@ -22,6 +23,7 @@ const BUSY_RETRY_S = 2;
 export function submissionRoutes(app: HttpApp, parts: SubmissionRoutesParts): void {
   void app.register(async (scope) => {
     scope.removeAllContentTypeParsers();
+    await scope.register(multipart); // its parser among them
     scope.addContentTypeParser("*", (_request, payload, done) => done(null, payload));
     const routes = scope as unknown as HttpApp;
     const config = { upload: true, idempotent: true };
@@ -67,6 +69,7 @@ type Sheet = Pick<Submission, "contentType" | "body" | "contentLength" | "option
 
 async function sheetOf(request: FastifyRequest): Promise<Sheet> {
   const { "content-type": contentType, "content-length": length } = request.headers;
+  if (/^multipart\/form-data\b/i.test(contentType ?? "")) return readSheetForm(request);
   if (contentType === undefined || request.body === undefined) {
     throw new HttpRefusal(
       415,
@@ -74,7 +77,6 @@ async function sheetOf(request: FastifyRequest): Promise<Sheet> {
     );
   }
   const query = request.query as Record<string, unknown>;
-  if (/^multipart\/form-data\b/i.test(contentType)) return readSheetForm(request);
   return {
     contentType,
     body: request.body as Readable,
