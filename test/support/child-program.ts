@@ -23,6 +23,10 @@ export class ChildProgram {
     return this.#output;
   }
 
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
   get running(): boolean {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }

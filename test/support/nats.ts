@@ -78,6 +78,12 @@ export class NatsProcess {
     return `nats://127.0.0.1:${this.port}`;
   }
 
+  /** Of the process that runs. */
+  get pid(): number {
+    if (this.#child === undefined) throw new Error("nats-server does not run");
+    return this.#child.pid;
+  }
+
   /** Starts it (again), with what it had, and resolves when it takes connections. */
   async start(): Promise<void> {
     const where = ["--addr", "127.0.0.1", "--port", String(this.port), "--jetstream", "--store_dir", this.folder];

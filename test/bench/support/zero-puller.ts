@@ -26,7 +26,13 @@ const maker: ItemMaker = {
   make: async (item) => ({
     bytes: createHash("sha256").update(itemId(item)).digest(),
     mediaType: "image/png",
-    receipt: create(ReceiptSchema, { workerId, device: "none", simulated: true, deviceMs: 1 }),
+    receipt: create(ReceiptSchema, {
+      parameters: { ...item.parameters!, prompt: "", negativePrompt: "" },
+      workerId,
+      device: "none",
+      simulated: true,
+      deviceMs: 1,
+    }),
   }),
 };
 
