@@ -51,7 +51,7 @@ describe("a worker process with items", () => {
     });
     const { metricsAddress } = await second.said("listening");
     const metrics = async () => (await fetch(`http://${metricsAddress}/metrics`)).text();
-    await expect.poll(metrics).toMatch(/^atelier_worker_items_total\{.*outcome="done",class="bulk"\} 1$/m);
+    await expect.poll(metrics).toMatch(/^atelier_worker_items_total\{outcome="done",class="bulk",.*\} 1$/m);
     expect(await metrics()).toMatch(/^atelier_worker_item_redeliveries_total\{.*\} 1$/m);
     expect(await metrics()).toMatch(/^atelier_worker_item_pulling_paused\{reason="store",.*\} 0$/m);
   });
