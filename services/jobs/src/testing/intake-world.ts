@@ -44,13 +44,14 @@ export async function intakeWorld({ uploadBytesMax = 2 ** 30, itemsMax = 1_000_0
     },
     { clock, onProblem: () => {} },
   );
+  /** What the gateway answers with, and what is thrown although a job was stored. */
   const faults: { gateway?: ServingError; accept?: ServingError } = {};
   const drafts: ShapeDraft[] = [];
   const items = new ChunkItems(objects);
   const jobs = {
     accept: async (record: JobRecord) => {
-      if (faults.accept !== undefined) throw faults.accept;
       await queue.records.put(`jobs.${record.id}`, JSON.stringify(record), 0);
+      if (faults.accept !== undefined) throw faults.accept;
     },
   };
   const gateway = {
