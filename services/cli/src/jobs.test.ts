@@ -245,7 +245,7 @@ describe("atelier jobs download", () => {
     gateway.asked.length = 0;
     const second = run("download", "job_a", "-o", "out");
     expect(await second.exitCode).toBe(0);
-    expect(second.stdout).toContain("out: 1 pictures, 4 B; 1 were there already");
+    expect(second.stdout).toContain("out: 1 picture, 4 B; 1 were there already");
     expect(gateway.asked.map(({ line }) => line)).toEqual([
       "GET /v1/jobs/job_a/manifest",
       "GET /v1/jobs/job_a/items/1/image",

@@ -11,6 +11,7 @@ import { JobsClient } from "../../client/jobs-client.ts";
 import { grouped, size } from "../../terminal/amounts.ts";
 import { StatusLine } from "../../terminal/status-line.ts";
 import { stopOnSignals } from "./stop-on-signals.ts";
+import { pictures } from "./words.ts";
 
 export interface DownloadOptions {
   readonly server: Server;
@@ -38,7 +39,7 @@ export async function downloadJob({ server, id, output, json }: DownloadOptions)
     const client = new JobsClient(server, stop.signal);
     const counts = output.toLowerCase().endsWith(".zip")
       ? await archive({ client, id, file: output, line })
-      : await pictures({ client, id, folder: output, line });
+      : await fetchAll({ client, id, folder: output, line });
     line.clear();
     console.log(json ? JSON.stringify({ output, ...counts }) : inWords(output, counts));
     return 0;
@@ -53,7 +54,7 @@ export async function downloadJob({ server, id, output, json }: DownloadOptions)
 }
 
 function inWords(output: string, { written, kept, bytes }: Partial<Counts>): string {
-  const files = written === undefined ? "" : `${grouped(written)} pictures, `;
+  const files = written === undefined ? "" : `${pictures(written)}, `;
   const before = kept ? `; ${grouped(kept)} were there already` : "";
   return `${output}: ${files}${size(bytes ?? 0)}${before} · 已下载`;
 }
@@ -78,7 +79,7 @@ async function archive({ client, id, file, line }: Fetching & { file: string }):
   return { bytes };
 }
 
-async function pictures({ client, id, folder, line }: Fetching & { folder: string }): Promise<Counts> {
+async function fetchAll({ client, id, folder, line }: Fetching & { folder: string }): Promise<Counts> {
   await mkdir(folder, { recursive: true });
   const counts: Counts = { written: 0, kept: 0, bytes: 0 };
   const running = new Set<Promise<void>>();
@@ -93,7 +94,7 @@ async function pictures({ client, id, folder, line }: Fetching & { folder: strin
       .finally(() => {
         running.delete(run);
         const seen = counts.written + counts.kept;
-        line.show(`${folder}: ${grouped(seen)} pictures, ${size(counts.bytes)}`);
+        line.show(`${folder}: ${pictures(seen)}, ${size(counts.bytes)}`);
       });
     running.add(run);
     if (running.size >= AT_ONCE) await Promise.race(running);

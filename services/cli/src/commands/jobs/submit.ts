@@ -10,6 +10,7 @@ import { StatusLine } from "../../terminal/status-line.ts";
 import { type Column, table } from "../../terminal/table.ts";
 import { stopOnSignals } from "./stop-on-signals.ts";
 import { watchJob } from "./watch.ts";
+import { pictures } from "./words.ts";
 
 export interface SubmitOptions {
   readonly server: Server;
@@ -107,7 +108,7 @@ function accepted(job: JobJson): string {
   const { skipped_count: left } = job;
   const skipped = left === 0 ? "" : `\n${grouped(left)} rows were left out: atelier jobs show ${job.id} --json`;
   return (
-    `${job.id}  ${grouped(job.item_count)} pictures, ${workOf(job)} · 已提交${skipped}\n` +
+    `${job.id}  ${pictures(job.item_count)}, ${workOf(job)} · 已提交${skipped}\n` +
     `Watch it · 查看进度: atelier jobs watch ${job.id}`
   );
 }
@@ -116,7 +117,7 @@ function inWords(preview: PreviewJson): string {
   const { item_count: count, eta_ms: eta, skipped_count: left, skipped, notes, items, fits } = preview;
   const until = eta === null ? "" : `, ${duration(eta)} as things are now`;
   return [
-    `${grouped(count)} pictures, ${workOf(preview)}${until}. Nothing was submitted · 仅预览`,
+    `${pictures(count)}, ${workOf(preview)}${until}. Nothing was submitted · 仅预览`,
     ...(fits ? [] : ["It would be refused: more than is left of the tenant's month · 超出配额"]),
     ...notes,
     ...(left === 0 ? [] : [`${grouped(left)} rows would be left out:`]),

@@ -4,7 +4,7 @@ import { JobsClient } from "../../client/jobs-client.ts";
 import { grouped, money } from "../../terminal/amounts.ts";
 import { StatusLine } from "../../terminal/status-line.ts";
 import { type Stop, stopOnSignals } from "./stop-on-signals.ts";
-import { progressOf, statusOf } from "./words.ts";
+import { pictures, progressOf, statusOf } from "./words.ts";
 
 /** Shows a job until it has ended. Resolves to the exit code. */
 export async function watch({ server, id, json }: { server: Server; id: string; json: boolean }): Promise<number> {
@@ -49,7 +49,7 @@ export async function watchJob({
 
 function ending(job: JobJson): string {
   const { id, counts, spent } = job;
-  const done = `${grouped(counts.done)} pictures, ${money(spent.cost, spent.currency)}`;
+  const done = `${pictures(counts.done)}, ${money(spent.cost, spent.currency)}`;
   if (job.status === "cancelled") return `Cancelled after ${done} · 已取消`;
   return [
     `Done: ${done} · 已完成`,

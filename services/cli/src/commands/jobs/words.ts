@@ -12,7 +12,7 @@ export function progressOf(job: JobJson, { bar: withBar }: { readonly bar: boole
       .join(" "),
     ...(counts.failed > 0 ? [`${grouped(counts.failed)} failed`] : []),
     ...(counts.filtered > 0 ? [`${grouped(counts.filtered)} held back`] : []),
-    ...(job.items_per_minute > 0 ? [`${rate(job.items_per_minute)} a minute`] : []),
+    ...(job.items_per_minute > 0 && job.ended_at === null ? [`${rate(job.items_per_minute)} a minute`] : []),
     ...(job.eta_ms === null ? [] : [`${duration(job.eta_ms)} left`]),
   ].join("  ");
 }
@@ -23,6 +23,11 @@ export function statusOf({ status, held_for: heldFor }: JobJson): string {
 
 export function endedCount({ counts }: JobJson): number {
   return counts.done + counts.failed + counts.cancelled + counts.filtered;
+}
+
+/** "1 picture", "1,200 pictures". */
+export function pictures(count: number): string {
+  return `${grouped(count)} ${count === 1 ? "picture" : "pictures"}`;
 }
 
 const rate = (perMinute: number) => (perMinute < 10 ? perMinute.toFixed(1) : grouped(Math.round(perMinute)));
