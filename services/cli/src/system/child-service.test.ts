@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -22,3 +23,32 @@ it("lets a service keep its compiled code, in a folder that the environment may 
     await rm(folder, { recursive: true });
   }
 });
+
+it("takes what a service had started along when that is killed, so that a successor finds its ports free", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "atelier-child-"));
+  try {
+    const entry = join(folder, "main.ts");
+    const server = "setInterval(() => {}, 1000)";
+    const start = `import { spawn } from "node:child_process";
+      const server = spawn(process.execPath, ["-e", ${JSON.stringify(server)}]);
+      process.send?.({ type: "listening", address: String(server.pid) });`;
+    await writeFile(entry, start);
+    const service = new ChildService({ name: "nats", entry, env: {} });
+    const pid = Number(await service.listening);
+    expect(isAlive(pid)).toBe(true);
+    process.kill(service.pid!, "SIGKILL");
+    await service.ended;
+    await expect.poll(() => isAlive(pid), { timeout: 5_000 }).toBe(false);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+/** A zombie is dead: in a container nobody may be there to bury it. */
+function isAlive(pid: number): boolean {
+  try {
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch {
+    return false;
+  }
+}

@@ -71,6 +71,8 @@ export class ChildService {
       ended.resolve(this.#failure ?? how);
     };
     this.#child.on("error", (error) => end(error.message));
+    // One that was killed took nothing along: a server that it ran for us would hold the port that its successor needs.
+    this.#child.once("exit", () => this.#killGroup());
     // Its last message may still be on the way when it exits; the channel closes after that.
     Promise.all([onceExited(this.#child), onceDisconnected(this.#child)]).then(([how]) => end(how));
     // Callers wait for what they need. Its end, which rejects the others, is always seen by `ended`.
@@ -92,11 +94,15 @@ export class ChildService {
 
   /** With whatever it has started in its turn. */
   kill(): void {
-    if (this.#hasEnded || this.pid === undefined) return;
+    if (!this.#hasEnded) this.#killGroup();
+  }
+
+  #killGroup(): void {
+    if (this.pid === undefined) return;
     try {
       process.kill(-this.pid, "SIGKILL");
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has just ended
+      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // nobody is left in it
     }
   }
 }
