@@ -37,8 +37,14 @@ export function jobsRoutes(app: HttpApp, { jobs }: JobsRoutesParts): void {
   );
 
   app.patch("/v1/jobs/:id", { schema: changeSchema }, async (request) => {
-    const { id } = ownJob(jobs, request.params.id, callerOf(request)).record;
-    return jobToJson(await jobs.setPriority(id, request.body.priority));
+    const caller = callerOf(request);
+    const { id } = ownJob(jobs, request.params.id, caller).record;
+    const { priority } = request.body;
+    if (priority === "standard" && caller.priority === "bulk") {
+      const message = `priority is "standard", and this key may ask for "bulk" at most`;
+      throw new ServingError("FORBIDDEN", message, { field: "priority" });
+    }
+    return jobToJson(await jobs.setPriority(id, priority));
   });
 
   app.delete("/v1/jobs/:id", { schema: removeSchema }, async (request, reply) => {

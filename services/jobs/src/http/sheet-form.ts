@@ -1,4 +1,5 @@
 import { ServingError } from "@atelier/core";
+import type {} from "@fastify/multipart";
 import type { FastifyRequest } from "fastify";
 import type { Submission } from "../intake/index.ts";
 

@@ -69,14 +69,19 @@ type Sheet = Pick<Submission, "contentType" | "body" | "contentLength" | "option
 
 async function sheetOf(request: FastifyRequest): Promise<Sheet> {
   const { "content-type": contentType, "content-length": length } = request.headers;
-  if (/^multipart\/form-data\b/i.test(contentType ?? "")) return readSheetForm(request);
-  if (contentType === undefined || request.body === undefined) {
+  if (contentType === undefined || (request.body === undefined && !request.isMultipart())) {
     throw new HttpRefusal(
       415,
       "there is no body with a content-type; send text/csv, application/jsonl, application/json or a form",
     );
   }
   const query = request.query as Record<string, unknown>;
+  if (/^multipart\/form-data\b/i.test(contentType)) {
+    const stray = Object.keys(query).find((name) => name !== "dry_run");
+    if (stray === undefined) return readSheetForm(request);
+    const message = `${stray} is in the query; the options of a form are in its field job`;
+    throw new ServingError("INVALID_REQUEST", message, { field: stray });
+  }
   return {
     contentType,
     body: request.body as Readable,
