@@ -21,8 +21,9 @@ export function statusOf({ status, held_for: heldFor }: JobJson): string {
   return heldFor === null ? status : `${status}, held (${heldFor})`;
 }
 
+/** Those that were made or tried; of a cancelled job the rest was neither. */
 export function endedCount({ counts }: JobJson): number {
-  return counts.done + counts.failed + counts.cancelled + counts.filtered;
+  return counts.done + counts.failed + counts.filtered;
 }
 
 /** "1 picture", "1,200 pictures". */
