@@ -126,6 +126,8 @@ export class JobEventStream {
       this.close();
       return;
     }
+    // Who keeps up was told of each event that the job counts.
+    if (this.#keepsUp) this.#sequence = Math.max(this.#sequence, job.sequence);
     const data = { ...(message !== undefined && { message }), job: jobToJson(job) };
     this.#heed(this.#write(event, data, this.#sequence));
   }
@@ -147,5 +149,6 @@ export class JobEventStream {
 
 function itemToJson(index: number, state: ItemState, { id, jobs }: Pick<JobEventStreamOptions, "id" | "jobs">) {
   const reason = state === "done" ? undefined : jobs.states(id)?.reason(index);
-  return { index, state, error: reason ?? null };
+  const error = reason && { code: reason.code, message: reason.message, attempts: reason.attempts };
+  return { index, state, error: error ?? null };
 }
