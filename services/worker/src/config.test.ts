@@ -48,6 +48,26 @@ describe("readWorkerConfig", () => {
     expect(() => read({ ATELIER_MEMORY_BUDGET: "much" })).toThrow(/ATELIER_MEMORY_BUDGET=much: must be bytes/);
   });
 
+  it("pulls items where a queue and a store are named, both or neither", () => {
+    const bulk = (env: Record<string, string>) => readWorkerConfig({ ATELIER_MODELS: "m", ...env }).bulk;
+    const both = { ATELIER_QUEUE: "sqlite:/var/queue.db", ATELIER_OBJECTS: "file:/var/objects" };
+    expect(bulk({})).toBeUndefined();
+    expect(bulk(both)).toEqual({
+      queue: { address: "sqlite:/var/queue.db", prefix: "ATELIER", replicas: 1, leaseMs: 30_000, timeoutMs: 5000 },
+      objects: "file:/var/objects",
+      attemptsMax: 5,
+    });
+    expect(() => bulk({ ATELIER_QUEUE: both.ATELIER_QUEUE })).toThrow(
+      /ATELIER_OBJECTS must be set beside ATELIER_QUEUE/,
+    );
+    expect(() => bulk({ ATELIER_OBJECTS: both.ATELIER_OBJECTS })).toThrow(/ATELIER_QUEUE must be set beside/);
+    expect(() => bulk({ ...both, ATELIER_QUEUE: "redis://h" })).toThrow(/ATELIER_QUEUE=redis:\/\/h: /);
+    expect(() => bulk({ ...both, ATELIER_OBJECTS: "objects" })).toThrow(/ATELIER_OBJECTS=objects: /);
+    expect(() => bulk({ ...both, ATELIER_QUEUE_LEASE_MS: "8000" })).toThrow(
+      /ATELIER_QUEUE_TIMEOUT_MS=5000: must be at most half of ATELIER_QUEUE_LEASE_MS=8000/,
+    );
+  });
+
   it("reads addresses of either family", () => {
     const listen = (text: string) =>
       readWorkerConfig({ ATELIER_MODELS: "m", ATELIER_WORKER_LISTEN: text, ATELIER_WORKER_ID: "w" }).listen;

@@ -47,6 +47,7 @@ export interface BulkConfig {
   /** As `openJobQueue` takes it. */
   readonly queue: {
     readonly address: string;
+    readonly prefix: string;
     readonly replicas: number;
     readonly leaseMs: number;
     readonly timeoutMs: number;
@@ -118,6 +119,10 @@ const schema = z.object({
   ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
   ATELIER_QUEUE: accepted(parseQueueAddress).optional(),
   ATELIER_OBJECTS: accepted(parseObjectsAddress).optional(),
+  ATELIER_QUEUE_PREFIX: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]{1,64}$/, "must be 1 to 64 letters, digits, - and _")
+    .default("ATELIER"),
   ATELIER_QUEUE_REPLICAS: fromEnv.integer({ min: 1, max: 5 }).default(1),
   ATELIER_QUEUE_LEASE_MS: fromEnv.integer({ min: 1000, max: 3_600_000 }).default(30_000),
   ATELIER_QUEUE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 600_000 }).default(5000),
@@ -179,7 +184,8 @@ function bulkOf(values: z.output<typeof schema>): BulkConfig | undefined {
       `ATELIER_QUEUE_TIMEOUT_MS=${timeoutMs}: must be at most half of ATELIER_QUEUE_LEASE_MS=${leaseMs}`,
     );
   }
-  const queue = { address, replicas: values.ATELIER_QUEUE_REPLICAS, leaseMs, timeoutMs };
+  const { ATELIER_QUEUE_PREFIX: prefix, ATELIER_QUEUE_REPLICAS: replicas } = values;
+  const queue = { address, prefix, replicas, leaseMs, timeoutMs };
   return { queue, objects, attemptsMax: values.ATELIER_ITEM_ATTEMPTS_MAX };
 }
 

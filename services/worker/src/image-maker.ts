@@ -187,6 +187,7 @@ export class ImageMaker {
           tile: model.bundle.decodeTile,
           wide: this.#denoising === 0,
           encoding: request.encoding,
+          priorityClass: running.order.priorityClass,
           deadlineAtMs,
         },
         { signal, transfer: [latent.buffer] },

@@ -225,7 +225,7 @@ async function openWorker(
   const metrics = new BulkMetrics(new WorkerMetrics().registry, logger);
   const bulk = new Bulk(
     {
-      queue: { address: `sqlite:${folder}/queue.db`, replicas: 1, leaseMs: 30_000, timeoutMs: 5000 },
+      queue: { address: `sqlite:${folder}/queue.db`, prefix: "ATELIER", replicas: 1, leaseMs: 30_000, timeoutMs: 5000 },
       objects: `file:${folder}/objects`,
       attemptsMax: 5,
     },

@@ -4,7 +4,7 @@ import { type SpawnedWorker, spawnWorker } from "../testing/spawn-worker.ts";
 import { TEST_BUNDLE } from "../testing/test-bundle.ts";
 import { item, JOB, openStorage, type Storage } from "./testing/items.ts";
 
-const LONG = { parameters: { steps: 100, width: 256, height: 256 } };
+const LONG = { parameters: { steps: 150 } };
 
 describe("a worker process with items", () => {
   let storage: Storage;

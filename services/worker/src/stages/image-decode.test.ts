@@ -74,6 +74,17 @@ describe("ImageDecodeStage", () => {
     expect(done).toEqual(["a", "b", "other shape", "other model", "c"]);
   });
 
+  it("decodes the most urgent class first, beside nobody of another, and bulk work one by one", async () => {
+    const { stage, runs } = imageDecodeStage({ batchMax: 4 });
+    const classes = ["bulk", "standard", "bulk", "interactive", "standard", "interactive"] as const;
+    for (const [i, priorityClass] of classes.entries()) {
+      stage.enqueue(job(String(i), { latent: latentOf(i), priorityClass }));
+    }
+    while (stage.busy) await stage.step();
+    await stage.settled();
+    expect(runs.map(({ values }) => values)).toEqual([[3, 5], [1, 4], [0], [2]]);
+  });
+
   it("tells each image its part of a run, which takes a part of the device where it is not wide", async () => {
     const { stage, deviceMs } = imageDecodeStage({ batchMax: 2 });
     for (const id of ["a", "b"]) stage.enqueue(job(id, { wide: true }));
@@ -222,6 +233,7 @@ function job(id: string, options: Partial<DecodeJob> = {}): DecodeJob {
     scaling: { scalingFactor: 1, shiftFactor: 0 },
     tile: 32,
     wide: false,
+    priorityClass: "standard",
     encoding: { format: "raw", quality: 90 },
     deadline: Deadline.after(new ManualClock(), 1000),
     ...options,

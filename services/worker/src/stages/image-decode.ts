@@ -1,6 +1,7 @@
 import { type Clock, type Deadline, ServingError } from "@atelier/core";
 import type { LatentShape } from "@atelier/diffusion";
 import type { EncodedImage, ImageEncoding, RgbImage } from "./image-file.ts";
+import { type PriorityClass, urgencyRank } from "./order/service-order.ts";
 import { decodeInTiles, needsTiles } from "./tiled-decode.ts";
 
 /** What the image-decode stage needs of a device. */
@@ -47,6 +48,7 @@ export interface DecodeJob {
   /** With all of the device's threads; see `DecodeWork`. */
   readonly wide: boolean;
   readonly encoding: ImageEncoding;
+  readonly priorityClass: PriorityClass;
   readonly deadline: Deadline;
 }
 
@@ -89,7 +91,8 @@ export interface DecodeParts {
 }
 
 /**
- * Turns finished latents into image files, oldest first; with it go those of its model and shape that wait as well.
+ * Turns finished latents into image files, the most urgent class first and in it the oldest; with it go those of its
+ * class, model and shape that wait as well. Bulk work goes one by one: whoever comes meanwhile waits for a run to end.
  * Files are written by other threads (sharp's) while the next latents are decoded.
  */
 export class ImageDecodeStage {
@@ -149,9 +152,11 @@ export class ImageDecodeStage {
   }
 
   #takeBatch(): readonly DecodeJob[] {
-    const [first] = this.#waiting;
-    if (first === undefined) return [];
-    const together = this.#tiled(first) ? [first] : this.#waiting.filter((job) => fitTogether(job, first));
+    const [oldest] = this.#waiting;
+    if (oldest === undefined) return [];
+    const first = this.#waiting.reduce((best, job) => (rankOf(job) < rankOf(best) ? job : best), oldest);
+    const alone = first.priorityClass === "bulk" || this.#tiled(first);
+    const together = alone ? [first] : this.#waiting.filter((job) => fitTogether(job, first));
     const batch = together.slice(0, this.#limits.batchMax);
     this.#waiting = this.#waiting.filter((job) => !batch.includes(job));
     return batch;
@@ -234,7 +239,11 @@ export class ImageDecodeStage {
 
 function fitTogether(a: DecodeJob, b: DecodeJob): boolean {
   const sameShape = a.shape.height === b.shape.height && a.shape.width === b.shape.width;
-  return a.model === b.model && sameShape;
+  return a.priorityClass === b.priorityClass && a.model === b.model && sameShape;
+}
+
+function rankOf({ priorityClass }: DecodeJob): number {
+  return urgencyRank(priorityClass);
 }
 
 function unscaled({ latent, scaling: { scalingFactor, shiftFactor } }: DecodeJob): Float32Array {

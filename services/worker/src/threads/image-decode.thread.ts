@@ -9,6 +9,7 @@ import {
   type VaeDecoder,
 } from "../stages/image-decode.ts";
 import { encodeImage, type ImageEncoding } from "../stages/image-file.ts";
+import type { PriorityClass } from "../stages/order/service-order.ts";
 import { ModelNetworks } from "./model-networks.ts";
 import { type HostedStage, hostStage, type Reply } from "./stage-host.ts";
 
@@ -26,6 +27,7 @@ export interface ImageDecodeWork {
   /** Nothing else wants the device. */
   readonly wide: boolean;
   readonly encoding: ImageEncoding;
+  readonly priorityClass: PriorityClass;
   readonly deadlineAtMs: number;
 }
 
