@@ -20,6 +20,8 @@ export interface RunningSystem {
   gatewayPids(): Promise<number[]>;
   /** Stops it as Ctrl-C does and resolves to its exit code. */
   stop(): Promise<number | null>;
+  /** Ends it as kill -9 does; what it had started ends by itself. */
+  kill(): Promise<void>;
 }
 
 /** `env` lies over the test's own environment. */
@@ -46,6 +48,10 @@ export async function startSystem(
       child.kill("SIGINT"); // does nothing to a process that has ended
       const [code] = await exited;
       return code as number | null;
+    },
+    kill: async () => {
+      child.kill("SIGKILL");
+      await exited;
     },
   };
 }
