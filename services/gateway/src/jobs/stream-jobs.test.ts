@@ -207,6 +207,19 @@ describe("what the jobs service sends", () => {
     expect(bytes).toBe(80 * MIB);
   });
 
+  it("ends once its reader's key is good no more", async () => {
+    jobs.answer = (_request, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write("id: 1\ndata: {}\n\n");
+    };
+    const expiring = testKey({ expires_at: new Date(Date.now() + 1_500).toISOString() });
+    const brief = await startGateway([], { ATELIER_JOBS: jobs.url, ATELIER_KEYS: keysJson([expiring]) });
+    const answer = await fetch(`${brief.url}/v1/jobs/job_1/events`, { headers: bearer(expiring) });
+    expect(answer.status).toBe(200);
+    await expect(answer.text()).rejects.toThrow();
+    await brief.stop();
+  });
+
   it("breaks off for the caller where it breaks off there", async () => {
     jobs.answer = (_request, response) => {
       response.writeHead(200, { "content-length": "1000" });

@@ -31,7 +31,7 @@ export type JobsWorld = Awaited<ReturnType<typeof startJobs>>;
  * The whole jobs service on a queue file and files of objects, listening; a gateway that knows one model, "tiny"; and hands
  * that do what a worker does.
  */
-export async function startJobs(env: Readonly<Record<string, string>> = {}) {
+export async function startJobs(env: Readonly<Record<string, string>> = {}, { port = 0 } = {}) {
   const folder = await mkdtemp(join(tmpdir(), "atelier-jobs-"));
   const gateway = await fakeGateway();
   const config = readJobsConfig({
@@ -53,7 +53,7 @@ export async function startJobs(env: Readonly<Record<string, string>> = {}) {
     stopping: new AbortController().signal,
   });
   const { app, close } = service!;
-  const url = await app.listen({ host: "127.0.0.1", port: 0 });
+  const url = await app.listen({ host: "127.0.0.1", port });
   const objects = await openObjectStore(config.objects, { clock: systemClock });
   const queue = await openJobQueue(config.queue, { clock: systemClock, onProblem: () => {} });
   return {
@@ -91,10 +91,10 @@ class Hands {
   }
 
   /** The next `count` items, waited for. */
-  async take(count: number): Promise<Lease[]> {
+  async take(count: number, model = "tiny"): Promise<Lease[]> {
     const leases: Lease[] = [];
     while (leases.length < count) {
-      const ask = { priorityClass: PriorityClass.BULK, model: "tiny", max: count - leases.length, waitMs: 5_000 };
+      const ask = { priorityClass: PriorityClass.BULK, model, max: count - leases.length, waitMs: 5_000 };
       const more = await this.#queue.work.pull(ask);
       if (more.length === 0) throw new Error(`${leases.length} of ${count} items came`);
       leases.push(...more);
@@ -103,8 +103,8 @@ class Hands {
   }
 
   /** Makes the next `count` items; their pictures are their prompts. */
-  async make(count: number): Promise<void> {
-    for (const lease of await this.take(count)) await this.finish(lease);
+  async make(count: number, model = "tiny"): Promise<void> {
+    for (const lease of await this.take(count, model)) await this.finish(lease);
   }
 
   async finish(lease: Lease): Promise<void> {
@@ -123,7 +123,12 @@ class Hands {
           sha256: createHash("sha256").update(picture).digest("hex"),
           bytes: BigInt(picture.length),
           mediaType: "image/png",
-          receipt: { parameters: { model: "tiny" }, modelDigest: "sha256:tiny", workerId: "w1", deviceMs: 12.5 },
+          receipt: {
+            parameters: { model: parameters!.model },
+            modelDigest: "sha256:tiny",
+            workerId: "w1",
+            deviceMs: 12.5,
+          },
         },
       },
     });
