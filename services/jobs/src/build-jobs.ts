@@ -67,6 +67,9 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     leaseMs: config.queue.leaseMs,
     keptMs: config.keptMs,
   });
+  engine.onChange(({ type, job }) => {
+    if (type === "removed") book.forget(job.record.id);
+  });
   const manifest = new Manifest({ items, jobs: engine, book, objects });
   const depths = new QueueDepths(queue, clock);
   const trouble = () => engine.trouble;

@@ -207,6 +207,18 @@ describe("what the jobs service sends", () => {
     expect(bytes).toBe(80 * MIB);
   });
 
+  it("ends well when the gateway stops, for its reader to go on elsewhere", async () => {
+    jobs.answer = (_request, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write("id: 1\ndata: {}\n\n");
+    };
+    const stopping = await startGateway([], { ATELIER_JOBS: jobs.url });
+    const answer = await fetch(`${stopping.url}/v1/jobs/job_1/events`);
+    const stopped = stopping.stop({ timeoutMs: 20_000 });
+    expect(await answer.text()).toBe("id: 1\ndata: {}\n\n");
+    await stopped;
+  });
+
   it("ends once its reader's key is good no more", async () => {
     jobs.answer = (_request, response) => {
       response.writeHead(200, { "content-type": "text/event-stream" });

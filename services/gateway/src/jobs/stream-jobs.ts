@@ -1,8 +1,11 @@
 import type { IncomingHttpHeaders } from "node:http";
+import { PassThrough, type Readable } from "node:stream";
 import { type Clock, ServingError } from "@atelier/core";
+import { EVENT_STREAM_TYPE } from "@atelier/http";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import type { GatewayApp } from "../app.ts";
 import type { Caller } from "../caller.ts";
+import type { InFlight } from "../in-flight.ts";
 import type { JobsUpstream } from "./jobs-upstream.ts";
 
 export interface StreamJobsOptions {
@@ -11,6 +14,7 @@ export interface StreamJobsOptions {
   readonly internalToken: string | undefined;
   /** Why a caller that was let in has no right to be here any more. */
   readonly lost: (caller: Caller) => ServingError | undefined;
+  readonly inFlight: Pick<InFlight, "checkOpen">;
   readonly clock: Clock;
 }
 
@@ -52,6 +56,11 @@ const RECHECK_MS = 1_000;
  * faster than their readers take them, and end together.
  */
 export function streamJobs(app: GatewayApp, options: StreamJobsOptions): void {
+  const events = new Set<PassThrough>();
+  // Whoever reads events for hours goes on at another gateway, with the id that it has; what ends is waited for.
+  app.addHook("preClose", async () => {
+    for (const stream of events) stream.end();
+  });
   void app.register(async (scope) => {
     scope.removeAllContentTypeParsers();
     scope.addContentTypeParser("*", (_request, payload, done) => done(null, payload));
@@ -61,14 +70,20 @@ export function streamJobs(app: GatewayApp, options: StreamJobsOptions): void {
         method: METHODS,
         schema: { hide: true }, // the jobs service documents them
         config: { scope: "jobs", upload: true },
-        handler: (request, reply) => passOn(request, reply, options),
+        handler: (request, reply) => passOn(request, reply, { ...options, events }),
       });
     }
   });
 }
 
-async function passOn(request: FastifyRequest, reply: FastifyReply, options: StreamJobsOptions): Promise<FastifyReply> {
-  const { jobs, internalToken } = options;
+interface PassOnOptions extends StreamJobsOptions {
+  /** Those that are being read. */
+  readonly events: Set<PassThrough>;
+}
+
+async function passOn(request: FastifyRequest, reply: FastifyReply, options: PassOnOptions): Promise<FastifyReply> {
+  const { jobs, internalToken, inFlight, events } = options;
+  inFlight.checkOpen();
   if (jobs === undefined) {
     throw new ServingError("NOT_FOUND", "bulk jobs are not set up here: ATELIER_JOBS names no jobs service");
   }
@@ -93,7 +108,21 @@ async function passOn(request: FastifyRequest, reply: FastifyReply, options: Str
   for (const [name, value] of Object.entries(answer.headers)) {
     if (value !== undefined && !NOT_RETURNED.has(name)) reply.header(name, value);
   }
-  return reply.code(answer.status).send(answer.body);
+  const endless = answer.headers["content-type"]?.startsWith(EVENT_STREAM_TYPE) === true;
+  return reply.code(answer.status).send(endless ? endable(answer.body, events) : answer.body);
+}
+
+/** `body`, which ends as if it were complete once its copy among `events` is ended. */
+function endable(body: Readable, events: Set<PassThrough>): Readable {
+  const copy = new PassThrough();
+  events.add(copy);
+  body.once("error", (error) => copy.destroy(error));
+  copy.once("finish", () => body.unpipe(copy));
+  copy.once("close", () => {
+    events.delete(copy);
+    body.destroy();
+  });
+  return body.pipe(copy);
 }
 
 /** As the jobs service reads it: services/jobs/src/ports.ts. */

@@ -17,12 +17,20 @@ export interface EventsRouteParts {
 
 /** GET /v1/jobs/{id}/events: what happens to a job, from now on or from where a reader left off. */
 export function eventsRoute(app: HttpApp, { jobs, events, clock }: EventsRouteParts): void {
+  const streams = new Set<JobEventStream>();
+  app.addHook("preClose", async () => {
+    for (const stream of streams) stream.close();
+  });
   app.get("/v1/jobs/:id/events", { schema }, async (request, reply) => {
     const job = ownJob(jobs, request.params.id, callerOf(request));
     const after = lastEventIdOf(request.headers["last-event-id"]);
     const begun = after === undefined ? undefined : { after, lost: after > (await events.lastSequence()) };
     const stream = new JobEventStream({ id: job.record.id, jobs, events, clock });
-    reply.raw.once("close", () => stream.close());
+    streams.add(stream);
+    reply.raw.once("close", () => {
+      streams.delete(stream);
+      stream.close();
+    });
     void stream.run(begun).catch((error: unknown) => stream.fail(error));
     return reply.headers(EVENT_STREAM_HEADERS).send(stream.readable as never);
   });

@@ -69,6 +69,23 @@ describe("GET /v1/jobs/{id}/events", () => {
     expect(answer.status).toBe(400);
   });
 
+  it("ends with the service, which waits for nobody who would listen for ever", async () => {
+    const stopping = await startJobs();
+    const body = '{"items":[{"prompt":"a mug"}]}';
+    const sent = await stopping.ask("/v1/jobs", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body,
+    });
+    const answer = await stopping.ask(`/v1/jobs/${((await sent.json()) as JobJson).id}/events`);
+    const reader = answer.body!.getReader();
+    await reader.read();
+    const closed = stopping.app.close();
+    while (!(await reader.read()).done);
+    await closed;
+    await stopping.stop();
+  });
+
   it("ends with the job's deletion", async () => {
     const id = await submitted(1);
     const events = await listen(id);
