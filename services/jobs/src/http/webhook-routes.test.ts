@@ -95,6 +95,8 @@ const FAILED: Delivery = {
   status: "failed",
   nextAtMs: null,
   attemptCount: 1,
+  askedAtMs: NOW,
+  tries: 1,
   attempts: [{ atMs: NOW, latencyMs: 12, status: 500, error: "it answered 500", excerpt: "no" }],
 };
 

@@ -73,8 +73,8 @@ export class Deliverer {
   /** Makes an ended call anew, or one that waits at once. @throws STORAGE_UNAVAILABLE. */
   async redeliver(delivery: Delivery): Promise<Delivery> {
     const nowMs = this.#parts.clock.nowMs();
-    // Its day begins again: whoever asks for it wants it tried as a new one is.
-    const again: Delivery = { ...delivery, status: "pending", nextAtMs: nowMs, createdAtMs: nowMs };
+    // Whoever asks for it wants it tried as a new one is.
+    const again: Delivery = { ...delivery, status: "pending", nextAtMs: nowMs, askedAtMs: nowMs, tries: 0 };
     if (!this.#calling.has(delivery.id)) await this.add(again);
     return again;
   }
@@ -147,14 +147,15 @@ export class Deliverer {
     const { clock, random, metrics, onGone } = this.#parts;
     const { result, latencyMs } = await this.send(delivery);
     const nowMs = clock.nowMs();
-    const attempts = delivery.attemptCount + 1;
-    const next = afterAttempt(result.outcome, { attempts, createdAtMs: delivery.createdAtMs, nowMs }, random);
+    const tries = delivery.tries + 1;
+    const next = afterAttempt(result.outcome, { tries, askedAtMs: delivery.askedAtMs, nowMs }, random);
     const { status, error, excerpt } = result;
     const attempt = { atMs: nowMs - latencyMs, latencyMs, status, error, excerpt };
     const after: Delivery = {
       ...delivery,
       ...(next.do === "retry" ? { nextAtMs: next.atMs } : { status: next.status, nextAtMs: null }),
-      attemptCount: attempts,
+      attemptCount: delivery.attemptCount + 1,
+      tries,
       attempts: [...delivery.attempts, attempt].slice(-ATTEMPTS_KEPT),
     };
     metrics.calls.inc({ event: delivery.event, outcome: next.do === "retry" ? "retried" : next.status });

@@ -17,6 +17,10 @@ export interface Delivery {
   /** When it is to be tried next; null once it has ended. */
   readonly nextAtMs: number | null;
   readonly attemptCount: number;
+  /** When it was last asked for: at first when it was made, then whenever somebody wanted it again. It has a day from then. */
+  readonly askedAtMs: number;
+  /** Attempts since then. */
+  readonly tries: number;
   /** The newest, at most `ATTEMPTS_KEPT`. */
   readonly attempts: readonly Attempt[];
 }

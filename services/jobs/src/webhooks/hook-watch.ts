@@ -213,6 +213,8 @@ export class HookWatch {
       status: "pending",
       nextAtMs: nowMs,
       attemptCount: 0,
+      askedAtMs: nowMs,
+      tries: 0,
       attempts: [],
     };
     await deliverer.addOnce(delivery);

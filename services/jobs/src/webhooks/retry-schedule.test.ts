@@ -28,13 +28,13 @@ describe("a call that failed", () => {
 
   it("waits as long as the receiver asked, up to an hour", () => {
     const at = (retryAfterMs: number) =>
-      afterAttempt({ kind: "failed", retryAfterMs }, { attempts: 1, createdAtMs: 0, nowMs: 0 }, seededRandom(1));
+      afterAttempt({ kind: "failed", retryAfterMs }, { tries: 1, askedAtMs: 0, nowMs: 0 }, seededRandom(1));
     expect(at(120_000)).toEqual({ do: "retry", atMs: 120_000 });
     expect(at(9 * HOUR_MS)).toEqual({ do: "retry", atMs: HOUR_MS });
   });
 
   it("ends for good when it was taken, or when the receiver wants no more", () => {
-    const at = { attempts: 1, createdAtMs: 0, nowMs: 0 };
+    const at = { tries: 1, askedAtMs: 0, nowMs: 0 };
     expect(afterAttempt({ kind: "delivered" }, at, seededRandom(1))).toEqual({ do: "nothing", status: "delivered" });
     expect(afterAttempt({ kind: "gone" }, at, seededRandom(1))).toEqual({ do: "nothing", status: "stopped" });
   });
@@ -44,7 +44,7 @@ describe("a call that failed", () => {
 function waitsMs(random: { next(): number }): number[] {
   const waits: number[] = [];
   for (let nowMs = 0; ; ) {
-    const next = afterAttempt(failed, { attempts: waits.length + 1, createdAtMs: 0, nowMs }, random);
+    const next = afterAttempt(failed, { tries: waits.length + 1, askedAtMs: 0, nowMs }, random);
     if (next.do === "nothing") return waits;
     waits.push(next.atMs - nowMs);
     nowMs = next.atMs;

@@ -19,26 +19,26 @@ const DELAY_MAX_MS = 3_600_000;
 
 /**
  * When a call that failed is tried again: after 5 s, and twice as long each time up to an hour, each time between the half
- * and the whole of that, so that what failed together does not come back together. A day after the event it is given up.
+ * and the whole of that, so that what failed together does not come back together. A day after it was asked for it is given up.
  */
 export function afterAttempt(
   outcome: CallOutcome,
   {
-    attempts,
-    createdAtMs,
+    tries,
+    askedAtMs,
     nowMs,
   }: {
-    /** That were made, this one included. */
-    readonly attempts: number;
-    readonly createdAtMs: number;
+    /** Attempts since it was asked for, this one included. */
+    readonly tries: number;
+    readonly askedAtMs: number;
     readonly nowMs: number;
   },
   random: Random,
 ): NextStep {
   if (outcome.kind === "delivered") return { do: "nothing", status: "delivered" };
   if (outcome.kind === "gone") return { do: "nothing", status: "stopped" };
-  const whole = Math.min(DELAY_MAX_MS, FIRST_DELAY_MS * 2 ** (attempts - 1));
+  const whole = Math.min(DELAY_MAX_MS, FIRST_DELAY_MS * 2 ** (tries - 1));
   const asked = Math.min(outcome.retryAfterMs ?? 0, DELAY_MAX_MS);
   const atMs = nowMs + Math.max(asked, (whole / 2) * (1 + random.next()));
-  return atMs - createdAtMs > DAY_MS ? { do: "nothing", status: "failed" } : { do: "retry", atMs };
+  return atMs - askedAtMs > DAY_MS ? { do: "nothing", status: "failed" } : { do: "retry", atMs };
 }

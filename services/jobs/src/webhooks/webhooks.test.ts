@@ -182,7 +182,9 @@ describe("webhooks", () => {
 
     await receiver.up(() => 200);
     await webhooks.redeliver((await webhooks.delivery(failed.id))!);
-    expect(await ended(webhooks)).toMatchObject({ id: failed.id, status: "delivered" });
+    const delivered = await ended(webhooks);
+    expect(delivered).toMatchObject({ id: failed.id, status: "delivered", createdAtMs: failed.createdAtMs });
+    expect(delivered.attemptCount).toBe(failed.attemptCount + 1);
   });
 
   it("are recorded as failed, and never sent, where their host is of this network", async () => {

@@ -168,7 +168,7 @@ export class Webhooks {
     const remove: Delivery[] = [];
     for await (const delivery of this.#log.all()) {
       const job = jobs.get(delivery.jobId);
-      if (job === undefined || (delivery.status !== "pending" && clock.nowMs() - delivery.createdAtMs > KEPT_MS)) {
+      if (job === undefined || (delivery.status !== "pending" && clock.nowMs() - delivery.askedAtMs > KEPT_MS)) {
         remove.push(delivery);
       } else if (delivery.status !== "pending") {
         const ofJob = ended.get(delivery.jobId);
