@@ -156,7 +156,7 @@ class CsvParser {
         while (text[next] === " ") next++;
         if (next >= text.length && !this.#end) return undefined;
         if (next < text.length && text[next] !== delimiter && text[next] !== "\n") {
-          const found = shown(text.slice(next, next + 10));
+          const found = shown(text.slice(next, next + 10).split("\n")[0]!);
           return bad(`cell ${cells.length} goes on after its closing quote with ${found}; double quotes inside a cell`);
         }
       } else {

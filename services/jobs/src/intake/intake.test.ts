@@ -423,6 +423,22 @@ describe("A sheet", () => {
     expect(await world.stored()).toEqual([]);
   });
 
+  it.each([
+    [
+      "application/octet-stream",
+      /name its format \(csv, jsonl, json\)\. A workbook \(\.xlsx\) is saved as CSV UTF-8 first/,
+    ],
+    [
+      "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+      /is a workbook \(\.xlsx\); save it as CSV UTF-8/,
+    ],
+  ])("of type %s is refused, unless its format is named", async (contentType, message) => {
+    const world = await opened();
+    await expect(world.submit({ body: "prompt\na\n", contentType })).rejects.toThrow(message);
+    const { record } = await world.accepted({ body: "prompt\na\n", contentType, options: { format: "csv" } });
+    expect(record.itemCount).toBe(1);
+  });
+
   it("of more than 500 different shapes is refused", async () => {
     const world = await opened();
     const rows = Array.from({ length: 501 }, (_, i) => `p,${i / 1_000}`);

@@ -76,7 +76,7 @@ export function sheetFormat(contentType: string, options: unknown): SheetFormat 
   if (type.startsWith("application/vnd.openxmlformats")) {
     throw refused("the sheet is a workbook (.xlsx); save it as CSV UTF-8 and send that", "sheet");
   }
-  const message = `the sheet is of type ${JSON.stringify(type.slice(0, 100))}; send text/csv, application/x-ndjson or application/json, or name its format (${SHEET_FORMATS.join(", ")})`;
+  const message = `the sheet is of type ${JSON.stringify(type.slice(0, 100))}; send text/csv, application/x-ndjson or application/json, or name its format (${SHEET_FORMATS.join(", ")}). A workbook (.xlsx) is saved as CSV UTF-8 first`;
   throw refused(message, "format");
 }
 
