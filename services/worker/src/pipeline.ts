@@ -9,11 +9,11 @@ import { markImage } from "./device/simulated/mark.ts";
 import type { GenerationCall, GenerationOutcome, Stage } from "./generation.ts";
 import { ImageMaker } from "./image-maker.ts";
 import { totalBytes } from "./memory/file-bytes.ts";
-import { MemoryBudget } from "./memory/memory-budget.ts";
+import { MemoryBudget, type MemoryDemand } from "./memory/memory-budget.ts";
 import { cpuBudgetBytes, memoryOf } from "./memory/model-memory.ts";
 import { type StepRoom, sameRoom } from "./memory/step-room.ts";
 import { ModelLoader } from "./model-loader.ts";
-import { type ModelPlace, ModelShelf } from "./model-shelf.ts";
+import { type Claim, type ModelPlace, ModelShelf } from "./model-shelf.ts";
 import { allOf, type Model, readModels } from "./models.ts";
 import { planPhases } from "./phases.ts";
 import { planRequest } from "./plan-request.ts";
@@ -155,6 +155,7 @@ export class Pipeline {
   /** Requests admitted so far, warm-ups left out. */
   #admitted = 0;
   #warmingUp = 0;
+  #waitingForRoom = 0;
   /** What was last asked of each model. */
   readonly #lastWork = new Map<string, { readonly shape: LatentShape; readonly rows: number }>();
 
@@ -305,6 +306,11 @@ export class Pipeline {
     });
   }
 
+  /** A request waits for memory that pulled work keeps. */
+  get crowded(): boolean {
+    return this.#waitingForRoom > 0;
+  }
+
   /** Pictures that have step batches ahead of them, of requests that others sent. */
   get requestsDenoising(): number {
     let denoising = 0;
@@ -403,7 +409,7 @@ export class Pipeline {
     try {
       const picture = await this.#readInitImage(request);
       if (this.#stop.signal.aborted) throw toServingError(this.#stop.signal.reason);
-      const claim = await this.#shelf.claim(request.model, demandOf(request, plan.phases));
+      const claim = await this.#claim(request, call, demandOf(request, plan.phases));
       try {
         if (call.signal.aborted) throw toServingError(call.signal.reason);
         this.#admitted += 1;
@@ -415,6 +421,42 @@ export class Pipeline {
     } finally {
       this.#entering[from] -= 1;
     }
+  }
+
+  /** Work that was pulled keeps no model in memory that a request needs the room of: it is let go of, and waited for. */
+  async #claim({ model }: GenerationRequest, call: GenerationCall, demand: MemoryDemand): Promise<Claim> {
+    const until = Deadline.after(this.#clock, ROOM_WAIT_MS);
+    let waits = false;
+    try {
+      for (;;) {
+        try {
+          return await this.#shelf.claim(model, demand);
+        } catch (error) {
+          const inTheWay = [...this.#inFlight.values()].some(
+            (each) => each.call.pulled && each.request.model !== model,
+          );
+          if (call.pulled || !inTheWay || toServingError(error).code !== "OVERLOADED") throw error;
+          if (until.passed || call.deadline.passed || call.signal.aborted) throw error;
+        }
+        if (!waits) this.#waitingForRoom += 1;
+        waits = true;
+        const changed = this.#nextChange();
+        this.#changed();
+        await changed;
+      }
+    } finally {
+      if (waits) this.#waitingForRoom -= 1;
+    }
+  }
+
+  #nextChange(): Promise<void> {
+    return new Promise((resolve) => {
+      const off = this.onChange(() => {
+        off();
+        // What changes by what is done now is looked at once.
+        setImmediate(resolve);
+      });
+    });
   }
 
   /** Undefined where there is no picture, or none is needed: every image goes on from a state. */
@@ -561,6 +603,8 @@ const PRELOAD_MAX_MS = 2 * 60 * 60_000;
 /** A slow device may compile the networks at first use. */
 const WARM_UP_MAX_MS = 10 * 60_000;
 const BUSY_WINDOW_MS = 10_000;
+/** Pulled work is let go of at its next step. */
+const ROOM_WAIT_MS = 10_000;
 /** As in the configuration. */
 const AGEING_MS_DEFAULT = 2000;
 

@@ -107,6 +107,14 @@ describe("a model on disk", () => {
     expect(models(after.asks(back, NONE, stayMs - 1))).toEqual(["xl", "xl"]);
   });
 
+  it("is not asked for within a minute of a request that needed its room, and nothing is while that waits", () => {
+    const policy = dry(work(), onDisk(), 0);
+    policy.heard(xlWaits);
+    expect(policy.asks({ ...onDisk(), crowded: true }, NONE, 10_000)).toEqual([]);
+    expect(models(policy.asks(onDisk(), NONE, 69_999))).not.toContain("xl");
+    expect(models(policy.asks(onDisk(), NONE, 70_000))).toEqual(["xl"]);
+  });
+
   it("that fits in beside the others is asked for at once", () => {
     const policy = busy(work(), onDisk({ fits: true }), 0);
     policy.heard(xlWaits);
@@ -132,9 +140,10 @@ function model(id: string, change: Partial<ModelView> = {}): ModelView {
 function view({
   sideBySide = 8,
   requestsDenoising = 0,
+  crowded = false,
   models = [model("sd", { sideBySide })],
 }: Partial<WorkerView> & { sideBySide?: number } = {}): WorkerView {
-  return { models, requestsDenoising };
+  return { models, requestsDenoising, crowded };
 }
 
 /** Every lane that is asked has nothing. */

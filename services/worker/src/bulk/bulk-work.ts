@@ -22,6 +22,8 @@ export interface WorkerView {
   readonly models: readonly ModelView[];
   /** Pictures of requests that have step batches ahead of them; items are not among them. */
   readonly requestsDenoising: number;
+  /** A request waits for memory that models of items keep. Absent: none does. */
+  readonly crowded?: boolean;
 }
 
 export interface ModelView {
@@ -74,7 +76,8 @@ const STAY_MS_MIN = 60_000;
  *
  * Which: the more urgent class first, of models in memory. A lane that had nothing is listened at, one item at a time,
  * and those behind it are asked meanwhile. A model on disk gets its turn when nothing has waited for those in memory for
- * as long as half its load takes; or, where it waits all that time, when the one before it had its stay.
+ * as long as half its load takes; or, where it waits all that time, when the one before it had its stay. A model that a
+ * request needed the room for has its stay before items take that back.
  */
 export class BulkWork {
   readonly #heldMax: number;
@@ -86,6 +89,8 @@ export class BulkWork {
   #waiting: readonly Waiting[] = [];
   /** When a model last was loaded for items; at first, when the worker began. */
   #loadedAtMs: number | undefined;
+  /** When a request last needed the memory. */
+  #crowdedAtMs = -Infinity;
 
   /** `heldMax`: items at one time, whatever they are at. */
   constructor({ heldMax }: { heldMax: number }) {
@@ -96,6 +101,10 @@ export class BulkWork {
   /** What to ask for now. Each ask counts as under way until `answered`. */
   asks(view: WorkerView, held: HeldItems, nowMs: number): readonly Ask[] {
     this.#loadedAtMs ??= nowMs;
+    if (view.crowded) {
+      this.#crowdedAtMs = nowMs;
+      return [];
+    }
     const models = view.models.filter(({ id }) => (this.#asideUntilMs.get(id) ?? -Infinity) <= nowMs);
     const turnTo = this.#turnTo(models, nowMs);
     if (turnTo !== undefined) return this.#askFor(turnTo, view, held, nowMs);
@@ -168,6 +177,7 @@ export class BulkWork {
       .filter(({ id, resident }) => !resident && waited(id) > -Infinity)
       .toSorted((a, b) => waited(b.id) - waited(a.id));
     return waiting.find(({ fits, loadMs }) => {
+      if (!fits && nowMs - this.#crowdedAtMs < STAY_MS_MIN) return false;
       if (this.#dryForMs(resident, nowMs) >= loadMs / 2) return true;
       return fits || nowMs - this.#loadedAtMs! >= Math.max(STAY_MS_MIN, STAY_LOADS * loadMs);
     });

@@ -1,14 +1,19 @@
 import { createHash } from "node:crypto";
 import { rm, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { Deadline, ServingError, systemClock, systemRandom } from "@atelier/core";
 import { GenerateRequestSchema, ImageFormat, type ItemOutcome, PriorityClass } from "@atelier/proto";
 import { createLogger } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { MemoryBudget } from "../memory/memory-budget.ts";
+import { memoryOf } from "../memory/model-memory.ts";
 import { WorkerMetrics } from "../metrics.ts";
+import { readModels } from "../models.ts";
 import { createPipeline, type Pipeline } from "../pipeline.ts";
 import { readGenerateRequest } from "../server/wire.ts";
 import type { PriorityClass as PriorityClassName } from "../stages/order/service-order.ts";
+import { copyBundle } from "../testing/copied-bundle.ts";
 import { TEST_BUNDLE } from "../testing/test-bundle.ts";
 import { Bulk } from "./bulk.ts";
 import { BulkMetrics } from "./bulk-metrics.ts";
@@ -153,6 +158,36 @@ describe("a worker that pulls items", () => {
     await until(() => worker.turns.slice(before + first + 12).includes("bulk"));
   });
 
+  describe("and memory for one model of two", () => {
+    it("lets go of items whose model a request needs the room of, which is no fault of theirs", async () => {
+      await storage.queue.work.publish(Array.from({ length: 4 }, (_, i) => item(i, { parameters: { steps: 150 } })));
+      const worker = await open({ models: 2 });
+      await until(() => worker.steps() >= 4);
+      await worker.request({ steps: 2, model: "second" });
+      expect(await storage.outcomes()).toEqual([]);
+      await until(async () =>
+        (await storage.queue.work.depths()).some(({ waiting, held }) => waiting === 4 && held === 0),
+      );
+      const [lease] = await storage.queue.work.pull({
+        priorityClass: PriorityClass.BULK,
+        model: "atelier-tiny",
+        max: 1,
+        waitMs: 5000,
+      });
+      expect(lease!.attempt).toBe(1); // no fault of the item's
+      await lease!.release({ forgiven: true });
+    });
+
+    it("loads the one that items wait for when none wait for the other", async () => {
+      await storage.queue.work.publish([item(0, { parameters: { model: "second" } })]);
+      const worker = await open({ models: 2 });
+      const [outcome] = await storage.ended(1);
+      expect(outcome!.result.case).toBe("done");
+      const places = worker.pipeline.state.places.map(({ id, status }) => `${id} ${status}`);
+      expect(places).toEqual(["atelier-tiny on-disk", "second resident"]);
+    });
+  });
+
   it("serves requests while the queue and the store cannot be opened, and pulls as soon as they can", async () => {
     const folder = `${storage.folder}/later`;
     await writeFile(folder, "in the way");
@@ -189,7 +224,7 @@ interface TestWorker {
   /** Steps made so far, of all images. */
   steps(): number;
   /** One interactive picture, beginning to end. */
-  request(change: { steps: number }): Promise<void>;
+  request(change: { steps: number; model?: string }): Promise<void>;
   /** Resolves when it holds nothing. */
   idle(): Promise<void>;
   close(): Promise<void>;
@@ -197,7 +232,12 @@ interface TestWorker {
 
 async function openWorker(
   storage: Storage,
-  { id = "w1", queueMax = 8, folder = storage.folder }: { id?: string; queueMax?: number; folder?: string },
+  {
+    id = "w1",
+    queueMax = 8,
+    folder = storage.folder,
+    models = 1,
+  }: { id?: string; queueMax?: number; folder?: string; models?: 1 | 2 },
 ): Promise<TestWorker> {
   const heldMax = 16;
   const fail = (error: unknown) => {
@@ -205,8 +245,12 @@ async function openWorker(
   };
   const turns: PriorityClassName[] = [];
   let steps = 0;
+  const bundleDirs = [TEST_BUNDLE];
+  if (models === 2) bundleDirs.push(await copyBundle(join(storage.folder, "second"), "second"));
   const pipeline = await createPipeline({
-    bundleDirs: [TEST_BUNDLE],
+    bundleDirs,
+    // What other tests of this process take is not learned from.
+    ...(models === 2 && { memoryBudgetBytes: await roomForOne(), residentBytes: () => undefined }),
     device: { kind: "onnx", provider: "cpu", threads: 1 },
     limits: { queueMax, stepBatchMax: 2, pulledMax: heldMax },
     observer: {
@@ -219,7 +263,7 @@ async function openWorker(
     },
     onFatal: fail,
   });
-  await pipeline.preload();
+  await pipeline.preload(["atelier-tiny"]);
   steps = 0;
   const logger = createLogger("worker", "silent", {});
   const metrics = new BulkMetrics(new WorkerMetrics().registry, logger);
@@ -267,4 +311,12 @@ async function openWorker(
       await pipeline.close();
     },
   };
+}
+
+/** The pictures of these tests fit with one model, and not with both. */
+async function roomForOne(): Promise<number> {
+  const models = [...(await readModels([TEST_BUNDLE])).values()].map(memoryOf);
+  const one = new MemoryBudget({ budgetBytes: Infinity, models, narrowLanesMax: 0, decoderSessions: 1 });
+  one.hold("atelier-tiny", one.warmUpDemand("atelier-tiny"));
+  return 1.5 * one.usedBytes;
 }

@@ -24,6 +24,8 @@ export interface ItemWorld {
   readonly attemptsMax: number;
   /** Aborted when the worker is out of time: whatever still waits for the store or the queue is given up. */
   readonly leaving: AbortSignal;
+  /** Aborted with a ServingError when its making is to be given up, for others' sake. */
+  readonly giveWay: AbortSignal;
   failed(pillar: Pillar, error: ServingError): void;
   answered(pillar: Pillar, waitedMs: number): void;
   /** A failure that is worth a line in the log, and what becomes of the item. */
@@ -49,11 +51,13 @@ export class HeldItem {
   #steps: Steps = { done: 0, total: 0 };
   #phase: "denoising" | "ending" = "denoising";
   #state: DenoiseState | undefined;
+  readonly #giveWay: AbortSignal;
 
   constructor(lease: Lease, world: ItemWorld) {
     this.lease = lease;
     this.#world = world;
     this.#checkpoints = new Checkpoints(world.store);
+    this.#giveWay = world.giveWay;
   }
 
   get steps(): Steps {
@@ -96,7 +100,7 @@ export class HeldItem {
   #make(resume: DenoiseState | undefined, onDenoised: () => void): Promise<MadeItem> {
     const { item, lost } = this.lease;
     return this.#world.maker.make(item, {
-      signal: lost,
+      signal: AbortSignal.any([lost, this.#giveWay]),
       resume,
       onProgress: (steps) => {
         const denoising = this.denoising;

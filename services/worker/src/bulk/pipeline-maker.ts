@@ -83,5 +83,6 @@ function messageOf(item: WorkItem, resume: DenoiseState | undefined, number: num
 
 /** A pipeline as the policy sees it. */
 export function viewOf(pipeline: Pipeline): WorkerView {
-  return { models: pipeline.residency, requestsDenoising: pipeline.requestsDenoising };
+  const { residency: models, requestsDenoising, crowded } = pipeline;
+  return { models, requestsDenoising, crowded };
 }

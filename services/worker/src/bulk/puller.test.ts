@@ -112,6 +112,23 @@ describe("a puller", () => {
     expect(await storage.outcomes()).toEqual([]);
   });
 
+  it("gives its items up for a request that needs the memory, which is no fault of theirs", async () => {
+    let crowded = false;
+    await storage.queue.work.publish([item(0)]);
+    const { puller, made, ends } = start(
+      { make: async (_, { signal }) => (made.length === 1 ? aborted(signal) : PICTURE) },
+      { view: () => ({ ...viewOf()(), crowded }) },
+    );
+    await until(() => made.length === 1);
+    crowded = true;
+    puller.wake();
+    await until(() => ends.length === 1);
+    expect(ends).toEqual(["handed-back"]);
+    crowded = false;
+    const [outcome] = await storage.ended(1);
+    expect(outcome).toMatchObject({ attempts: 1, result: { case: "done" } });
+  }, 20_000);
+
   describe("an item that fails", () => {
     it("in a way that another try would not mend ends at once, and says why", async () => {
       await storage.queue.work.publish([item(0)]);
@@ -390,7 +407,7 @@ function failing(code: "INVALID_REQUEST" | "OUT_OF_MEMORY", message: string): ()
 
 function viewOf({ sideBySide = 8 } = {}): () => WorkerView {
   const model = { id: "atelier-tiny", resident: true, fits: true, loadMs: 1000, sideBySide };
-  return () => ({ models: [model], requestsDenoising: 0 });
+  return () => ({ models: [model], requestsDenoising: 0, crowded: false });
 }
 
 function aborted(signal: AbortSignal): Promise<never> {

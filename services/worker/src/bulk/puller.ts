@@ -1,4 +1,4 @@
-import { type Clock, type Random, type ServingError, toServingError } from "@atelier/core";
+import { type Clock, type Random, ServingError, toServingError } from "@atelier/core";
 import type { JobQueue, Lease } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
 import { PriorityClass, type WorkItem } from "@atelier/proto";
@@ -58,13 +58,15 @@ export class Puller {
   readonly #options: PullerOptions;
   readonly #work: BulkWork;
   readonly #pauses: Pauses;
-  readonly #world: ItemWorld;
+  readonly #world: Omit<ItemWorld, "giveWay">;
   readonly #held = new Map<HeldItem, { readonly itemClass: ItemClass; extendedAtMs: number }>();
   readonly #stopped = new AbortController();
   readonly #leaving = new AbortController();
   readonly #pulls = new Set<Promise<void>>();
   /** Ends what is asked for now: at a pause, and when it stops. */
   #asking = new AbortController();
+  /** Those that are made now are given up by this: see `WorkerView.crowded`. */
+  #giveWay = new AbortController();
   #lookAsked = false;
   #takeBackLook: (() => void) | undefined;
   #takeBackTick: (() => void) | undefined;
@@ -134,6 +136,8 @@ export class Puller {
     this.#takeBackLook?.();
     this.#takeBackLook = undefined;
     const { clock, view } = this.#options;
+    const now = view();
+    if (now.crowded && this.#held.size > 0) this.#makeRoom();
     const waitMs = this.#pauses.untilMs - clock.nowMs();
     if (waitMs > 0) {
       this.#takeBackLook = clock.after(waitMs, () => this.#look());
@@ -143,12 +147,19 @@ export class Puller {
       this.#probeStore();
       return;
     }
-    const now = view();
     this.#hearDepths(now);
     for (const ask of this.#work.asks(now, this.#counts, clock.nowMs())) {
       const pull = this.#pull(ask).finally(() => this.#pulls.delete(pull));
       this.#pulls.add(pull);
     }
+  }
+
+  /** A request comes before all that is pulled, also where it needs the memory that this keeps. */
+  #makeRoom(): void {
+    this.#giveWay.abort(new ServingError("OVERLOADED", "a request needs the memory that the item's model takes"));
+    this.#giveWay = new AbortController();
+    this.#asking.abort();
+    this.#asking = new AbortController();
   }
 
   get #counts() {
@@ -183,7 +194,7 @@ export class Puller {
       void back.finally(() => this.#pulls.delete(back));
       return;
     }
-    const item = new HeldItem(lease, this.#world);
+    const item = new HeldItem(lease, { ...this.#world, giveWay: this.#giveWay.signal });
     const sinceMs = clock.nowMs();
     this.#held.set(item, { itemClass, extendedAtMs: sinceMs });
     observer.took(lease.attempt);
