@@ -2,6 +2,7 @@ import { type ChildProcess, fork } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { SMALL_HEAP } from "@atelier/lifecycle";
 import { freePorts } from "../../support/free-ports.ts";
 import { type NatsProcess, startNats } from "../../support/nats.ts";
 import { end, whileRunning } from "./child.ts";
@@ -56,11 +57,8 @@ export class JobsSystem {
     this.#jobs = jobs;
   }
 
-  static async start(
-    place: JobsPlace,
-    workers: readonly string[],
-    { execArgv = [] }: { execArgv?: readonly string[] } = {},
-  ): Promise<JobsSystem> {
+  /** As `npm start` starts them. */
+  static async start(place: JobsPlace, workers: readonly string[]): Promise<JobsSystem> {
     const [port] = await freePorts(1);
     const gateway = await GatewayProcess.start({
       workers,
@@ -75,7 +73,7 @@ export class JobsSystem {
         ATELIER_GATEWAY: gateway.url,
         ATELIER_LOG_LEVEL: "warn",
       },
-      execArgv: [...execArgv],
+      execArgv: [...SMALL_HEAP],
       stdio: ["ignore", 2, 2, "ipc"],
     });
     const ready = new Promise<void>((resolve) => {

@@ -16,6 +16,8 @@ export interface ChildServiceOptions {
   readonly entry: string;
   /** Laid over our own environment. */
   readonly env: Readonly<Record<string, string>>;
+  /** Node's own arguments. */
+  readonly execArgv?: readonly string[];
 }
 
 /**
@@ -39,12 +41,12 @@ export class ChildService {
   #failure: string | undefined;
   #hasEnded = false;
 
-  constructor({ name, entry, env }: ChildServiceOptions) {
+  constructor({ name, entry, env, execArgv = [] }: ChildServiceOptions) {
     this.name = name;
     // Standard output carries only what a command was asked for: what a child prints goes to standard error.
     this.#child = fork(entry, {
       env: { NODE_COMPILE_CACHE: COMPILED_DIR, ...process.env, ...env },
-      execArgv: [],
+      execArgv: [...execArgv],
       detached: true,
       stdio: ["ignore", 2, 2, "ipc"],
     });

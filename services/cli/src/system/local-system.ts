@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { type Clock, systemClock } from "@atelier/core";
+import { SMALL_HEAP } from "@atelier/lifecycle";
 import { CliError } from "../cli-error.ts";
 import { ChildService } from "./child-service.ts";
 import { freePort, portProblem } from "./free-port.ts";
@@ -258,6 +259,7 @@ export class LocalSystem {
     const { entries, logLevel } = this.#options;
     const spawn = (address: string) => ({
       entry: entries.jobs,
+      execArgv: SMALL_HEAP,
       env: {
         ...storage,
         ATELIER_JOBS_LISTEN: address,
@@ -308,7 +310,7 @@ export class LocalSystem {
   #spawn(
     kind: "gateway" | "jobs" | "worker" | "redis" | "nats",
     name: string,
-    process: (listen: string) => { entry: string; env: Record<string, string> },
+    process: (listen: string) => { entry: string; env: Record<string, string>; execArgv?: readonly string[] },
     listen = "127.0.0.1:0",
   ): KeptService {
     const services = this.#services[kind];
