@@ -25,9 +25,11 @@ describe("atelier up", () => {
       "jobs SIGTERM",
       expect.stringMatching(/^jobs started on sqlite:/),
       "w1 SIGTERM",
+      "w1 is drained for 3000 ms",
       expect.stringMatching(/^w1 pulls from sqlite:/),
       "w1 started on /a,/b by cpu",
       "w2 SIGTERM",
+      "w2 is drained for 3000 ms",
       expect.stringMatching(/^w2 pulls from sqlite:/),
       "w2 started on /a,/b by cpu",
     ]);

@@ -68,6 +68,11 @@ const NO_STORAGE = { ATELIER_QUEUE: "", ATELIER_OBJECTS: "" };
 const START_MAX_MS = 10 * 60_000;
 /** The lease of an instance that was killed on another machine lapses in 6 s. */
 const JOBS_START_MAX_MS = 15_000;
+/**
+ * Workers are stopped behind the gateways: what they still have are items of bulk jobs, and those go on from where they
+ * stand at the next start. Who pressed Ctrl-C need not wait for their end.
+ */
+const WORKER_DRAIN_MS = 3_000;
 /** A little over what the services give their work in flight (30 s), so that they end by themselves. */
 const STOP_GRACE_MS = 35_000;
 
@@ -282,6 +287,7 @@ export class LocalSystem {
         ATELIER_DEVICE: device,
         ATELIER_LOG_LEVEL: logLevel,
         ...sharedThreads(workers),
+        ATELIER_DRAIN_MS: process.env["ATELIER_DRAIN_MS"] || String(WORKER_DRAIN_MS),
         ...(jobsPlace?.storage ?? NO_STORAGE),
       },
     }));

@@ -27,6 +27,7 @@ process.on("disconnect", () => {
 const server = createServer().listen(Number(port), host, () => {
   const address = `${host}:${(server.address() as AddressInfo).port}`;
   note(`started on ${models} by ${process.env["ATELIER_DEVICE"]} listens at ${address} pid ${process.pid}`);
+  note(`is drained for ${process.env["ATELIER_DRAIN_MS"]} ms`);
   if (process.env["ATELIER_QUEUE"])
     note(`pulls from ${process.env["ATELIER_QUEUE"]} into ${process.env["ATELIER_OBJECTS"]}`);
   process.send!({ type: "listening", address });
