@@ -25,7 +25,8 @@ Both listen on 127.0.0.1 only and ask for no password. What they hold goes when 
 Examples · 示例:
   npm run services
   npm run services -- --only redis --redis-port 0
-  npm start -- --redis redis://127.0.0.1:6379`;
+  npm start -- --redis redis://127.0.0.1:6379
+  npm start -- --nats nats://127.0.0.1:4222`;
 
 class Usage extends Error {}
 

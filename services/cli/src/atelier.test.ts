@@ -219,6 +219,15 @@ describe("atelier up, for bulk jobs", () => {
     expect(named.stderr).toContain("error: another Atelier that runs keeps its bulk jobs in");
   });
 
+  it("has none where the user's folder cannot be written, and serves all the same", async () => {
+    writeFileSync(join(folder, "file"), "");
+    const atelier = start("up", "--port", "0", { XDG_DATA_HOME: join(folder, "file") });
+    await atelier.printed("Ctrl-C stops it");
+    expect(atelier.stderr).toMatch(
+      /bulk jobs are off: the data folder \S+\/file\/atelier cannot be used \(--data\): ENOTDIR/,
+    );
+  });
+
   it("names a folder that cannot be used", async () => {
     writeFileSync(join(folder, "file"), "");
     const atelier = start("up", "--port", "0", "--data", "file/data");

@@ -57,15 +57,16 @@ export async function up(options: UpOptions): Promise<number> {
 }
 
 /**
- * Undefined where another system has the usual folder. One that the user named is meant.
+ * Undefined where the usual folder cannot be had; one that the user named is meant.
  * @throws CliError
  */
 function placeOf({ dataDir, dataDirGiven, queue, objects }: JobsPlan, report: (line: string) => void) {
   if (queue === undefined || queue === "own-nats" || objects === undefined) {
-    if (!takeDataFolder(dataDir)) {
-      const taken = `another Atelier that runs keeps its bulk jobs in ${dataDir}. Choose a folder: --data DIR`;
-      if (dataDirGiven) throw new CliError(taken);
-      report(`bulk jobs are off: ${taken}`);
+    try {
+      takeDataFolder(dataDir);
+    } catch (error) {
+      if (dataDirGiven || !(error instanceof CliError)) throw error;
+      report(`bulk jobs are off: ${error.message}`);
       return undefined;
     }
   }

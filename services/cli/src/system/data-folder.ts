@@ -19,19 +19,19 @@ const held: DatabaseSync[] = [];
  * Makes the folder, and makes it this process's own until that ends: two systems in one would each hand out the same
  * jobs. The lock is one of the operating system's, which it takes back however the process ends.
  *
- * @returns false where another process has it.
- * @throws CliError where the folder cannot be used.
+ * @throws CliError where another process has it, or it cannot be used.
  */
-export function takeDataFolder(folder: string): boolean {
+export function takeDataFolder(folder: string): void {
   const sqlite = createRequire(import.meta.url)("node:sqlite") as typeof import("node:sqlite");
   try {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     const lock = new sqlite.DatabaseSync(join(folder, "lock.sqlite"), { timeout: 0 });
     lock.exec("BEGIN EXCLUSIVE");
     held.push(lock);
-    return true;
   } catch (error) {
-    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return false;
+    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) {
+      throw new CliError(`another Atelier that runs keeps its bulk jobs in ${folder}. Choose a folder: --data DIR`);
+    }
     throw new CliError(`the data folder ${folder} cannot be used (--data): ${(error as Error).message}`, {
       cause: error,
     });
