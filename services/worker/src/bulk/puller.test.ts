@@ -112,6 +112,28 @@ describe("a puller", () => {
     expect(await storage.outcomes()).toEqual([]);
   });
 
+  it("tells nothing of an item that was lost while its picture was stored", async () => {
+    const store = replaced(storage.store, {
+      put: async (key, bytes) => {
+        await storage.queue.work.withdraw(JOB, { stop: true });
+        await until(() => lost);
+        return storage.store.put(key, bytes);
+      },
+    });
+    let lost = false;
+    await storage.queue.work.publish([item(0)]);
+    const make = async (_: WorkItem, { signal }: Making) => {
+      signal.addEventListener("abort", () => {
+        lost = true;
+      });
+      return PICTURE;
+    };
+    const { ends } = start({ make }, { store });
+    await until(() => ends.length === 1);
+    expect(ends).toEqual(["lost"]);
+    expect(await storage.outcomes()).toEqual([]);
+  });
+
   it("gives its items up for a request that needs the memory, which is no fault of theirs", async () => {
     let crowded = false;
     await storage.queue.work.publish([item(0)]);
