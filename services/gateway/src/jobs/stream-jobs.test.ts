@@ -142,8 +142,9 @@ describe("a sheet on its way to the jobs service", () => {
   });
 
   it("may be refused before it was read to its end, and its sender hears why", async () => {
-    jobs.answer = (_request, response) => {
-      response.writeHead(400, { "content-type": "application/json" }).end('{"error":{"message":"line 3"}}');
+    jobs.answer = (request, response) => {
+      response.writeHead(400, { "content-type": "application/json" });
+      response.end('{"error":{"message":"line 3"}}', () => request.destroy()); // it hears no more of it
     };
     const answer = await ask("/v1/jobs", { method: "POST", body: slowBody(8 * MIB), duplex: "half" });
     expect([answer.status, await answer.text()]).toEqual([400, '{"error":{"message":"line 3"}}']);

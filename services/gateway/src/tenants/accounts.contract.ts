@@ -225,6 +225,15 @@ export function describeAccounts(name: string, start: () => Promise<AccountsUnde
         expect((await usage(tenant))[0]).toMatchObject({ images: 11, deviceMs: 1_100, costMicros: 11_000 });
       });
 
+      it("takes the largest of each number alone", async () => {
+        const { accounts } = under;
+        const tenant = newTenant();
+        await accounts.bookTotals([total(tenant, 10, { deviceMs: 1_000 })]);
+        await accounts.bookTotals([total(tenant, 5, { deviceMs: 2_000 })]);
+        await accounts.bookTotals([total(tenant, 10, { deviceMs: 1_500 })]);
+        expect(await accounts.month(tenant)).toEqual({ images: 10, deviceMs: 2_000 });
+      });
+
       it("counts them towards the month's quota, beside what requests used", async () => {
         const { accounts } = under;
         const tenant = newTenant();

@@ -146,6 +146,22 @@ describe("a reader that is slow", () => {
     expect(indexes).toEqual(Array.from({ length: 20_050 }, (_, i) => i));
   });
 
+  it("misses nothing that happens between the end of the log and the news", async () => {
+    const { stream, log, say } = streamOf(1);
+    log.atEnd = () => {
+      log.atEnd = undefined;
+      say(2);
+    };
+    await stream.run({ after: 1, lost: false });
+    say(3);
+    const indexes: number[] = [];
+    for await (const { event, data } of eventsIn(stream.readable)) {
+      if (event === "item") indexes.push(data.index!);
+      if (indexes.at(-1) === 2) break;
+    }
+    expect(indexes).toEqual([1, 2]);
+  });
+
   it("falls back to the log once the news come faster than it takes them", async () => {
     const { stream, log, say } = streamOf(0);
     await stream.run();
@@ -187,7 +203,7 @@ async function* eventsIn(body: AsyncIterable<Uint8Array>): AsyncGenerator<HeardE
 /** Of a job whose log has `events` outcomes, one of each item, and gets more as the test says. */
 function streamOf(events: number) {
   const id = "job_1";
-  const log = { length: events, read: 0 };
+  const log = { length: events, read: 0, atEnd: undefined as (() => void) | undefined };
   let hear: (news: JobNews) => void = () => {};
   const record = { id, itemCount: 100_000, source: { skipped: [] } } as unknown as JobView["record"];
   const view = () => ({ record, sequence: log.length, status: "running", counts: {} }) as unknown as JobView;
@@ -213,6 +229,7 @@ function streamOf(events: number) {
           log.read++;
           yield { sequence, event: done(sequence - 1) };
         }
+        log.atEnd?.();
       },
     },
   });
