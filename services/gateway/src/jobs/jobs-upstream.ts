@@ -64,7 +64,8 @@ export class JobsUpstream {
 
 /**
  * `body`, so that its reader may go without destroying it: an answer that comes before a sheet was read to its end leaves
- * by the connection that the sheet comes on. What is left of it then goes nowhere.
+ * by the connection that the sheet comes on, and undici takes that away from a request that it lets go of. What is left of
+ * it then goes nowhere.
  */
 function apart(body: Readable): Readable {
   const copy = new PassThrough();
