@@ -245,20 +245,16 @@ async function check(id: string, before: number): Promise<void> {
   if (wrong.length > 0) process.exitCode = 1;
 }
 
-/** Attempts of each item, of the event log as the API streams it. */
+/** How often each item was delivered until it was done. */
 async function deliveries(id: string): Promise<readonly number[]> {
   const attempts: number[] = [];
-  let after = "";
-  for (;;) {
-    const answer = await ask(`/v1/jobs/${id}/items?limit=1000${after}`);
-    const page = (await answer.json()) as {
-      items: { index: number; attempts?: number | null }[];
-      next_after?: unknown;
-    };
-    for (const item of page.items) attempts.push(item.attempts ?? 1);
-    if (page.items.length < 1_000) return attempts;
-    after = `&after=${page.items.at(-1)!.index}`;
+  for (let from = 0; from < items; from += 32) {
+    const some = Array.from({ length: Math.min(32, items - from) }, (_, i) => ask(`/v1/jobs/${id}/items/${from + i}`));
+    for (const answer of await Promise.all(some)) {
+      attempts.push(((await answer.json()) as { result: { attempts: number } }).result.attempts);
+    }
   }
+  return attempts;
 }
 
 async function booked(): Promise<number> {
