@@ -26,6 +26,7 @@ export async function toxiproxyServer(): Promise<Program> {
       package: "github.com/Shopify/toxiproxy/v2/cmd/server",
       version: "v2.12.0",
       program: "toxiproxy-server",
+      bringGo: false, // tests have a relay of their own
     }))
   );
 }
@@ -34,7 +35,12 @@ export async function toxiproxyServer(): Promise<Program> {
 export async function natsServer(): Promise<Program> {
   return (
     onPath("nats-server") ??
-    (await goInstall({ package: "github.com/nats-io/nats-server/v2", version: "v2.15.2", program: "nats-server" }))
+    (await goInstall({
+      package: "github.com/nats-io/nats-server/v2",
+      version: "v2.15.2",
+      program: "nats-server",
+      bringGo: true,
+    }))
   );
 }
 
