@@ -44,6 +44,19 @@ export async function natsServer(): Promise<Program> {
   );
 }
 
+/** An S3 server that keeps objects in a folder. @throws NotToBeHad saying what was tried. */
+export async function s3Server(): Promise<Program> {
+  return (
+    onPath("versitygw") ??
+    (await goInstall({
+      package: "github.com/versity/versitygw/cmd/versitygw",
+      version: "v1.8.0",
+      program: "versitygw",
+      bringGo: true,
+    }))
+  );
+}
+
 export function onPath(name: string): Program | undefined {
   for (const folder of (process.env["PATH"] ?? "").split(delimiter)) {
     if (folder !== "" && existsSync(join(folder, name))) return { path: join(folder, name), env: {} };

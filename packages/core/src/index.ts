@@ -2,6 +2,7 @@
 export { API_KEY_HASH, type ApiKey, hashApiKey, newApiKey, readApiKey, sameHash } from "./api-key.ts";
 export { type Clock, ManualClock, preciseClock, systemClock } from "./clock.ts";
 export { ConfigError, fromEnv, readConfig } from "./config.ts";
+export { contentDisposition } from "./content-disposition.ts";
 export { Deadline } from "./deadline.ts";
 export { type Canonical, canonicalDigest, canonicalText, sha256 } from "./digest.ts";
 export { ERROR_CODES, type ErrorCode, isErrorCode, ServingError, toServingError } from "./errors.ts";

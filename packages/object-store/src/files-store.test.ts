@@ -76,7 +76,16 @@ describe("an address of objects", () => {
     });
   });
 
-  it.each(["", "objects", "file:objects", "s3://", "s3://UPPER", "http://host/bucket"])("is not %j", (text) => {
+  it.each([
+    "",
+    "objects",
+    "file:objects",
+    "s3://",
+    "s3://UPPER",
+    "s3://pictures//a",
+    "s3://pictures/a/../b",
+    "http://host/bucket",
+  ])("is not %j", (text) => {
     expect(() => parseObjectsAddress(text)).toThrow(RangeError);
   });
 });

@@ -2,3 +2,4 @@
 export { checkKey } from "./keys.ts";
 export type { LinkOptions, ObjectStore, OpenObject, PutOptions, StoredObject } from "./object-store.ts";
 export { type ObjectsAddress, openObjectStore, parseObjectsAddress } from "./open-object-store.ts";
+export type { S3Settings } from "./s3-store.ts";

@@ -43,7 +43,7 @@ export interface JobsWorld {
  */
 export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<JobsService | undefined> {
   const { clock, log, stopping } = world;
-  const objects = await patiently("the object store", world, () => openObjectStore(config.objects, world));
+  const objects = await patiently("the object store", world, () => openObjectStore(config.objects, world, config.s3));
   const queue = await patiently("the queue", world, () =>
     openJobQueue(config.queue, { clock, onProblem: (text) => log.warn({ reason: text }, "the queue has a problem") }),
   );

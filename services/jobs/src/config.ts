@@ -1,6 +1,6 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
-import { parseObjectsAddress } from "@atelier/object-store";
+import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
 
@@ -13,7 +13,8 @@ export interface JobsConfig {
   readonly queue: QueueConfig;
   /** As `openObjectStore` reads it. */
   readonly objects: string;
-  readonly s3: { readonly endpoint: string | undefined; readonly region: string; readonly pathStyle: boolean };
+  /** Of an address in S3. */
+  readonly s3: S3Settings;
   readonly uploadBytesMax: number;
   readonly itemsMax: number;
   /** A job is deleted so long after its end, unless it says otherwise. */
@@ -95,8 +96,10 @@ const environment = z
     ATELIER_QUEUE_LEASE_MS: fromEnv.integer({ min: 1_000, max: 3_600_000 }).default(30_000),
     ATELIER_QUEUE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 60_000 }).default(5_000),
     ATELIER_OBJECTS: checked("must be file:/folder or s3://bucket/prefix", parseObjectsAddress),
-    ATELIER_S3_ENDPOINT: z.url("must be a URL, such as https://storage.example:9000").optional(),
-    ATELIER_S3_REGION: z.string().default("us-east-1"),
+    ATELIER_S3_ENDPOINT: z
+      .url({ protocol: /^https?$/, error: "must be a URL, such as https://storage.example:9000" })
+      .optional(),
+    ATELIER_S3_REGION: z.string().min(1).default("us-east-1"),
     ATELIER_S3_PATH_STYLE: fromEnv.boolean().default(false),
     // 100,000 lines of prompts of 1 KB take a fifth of it.
     ATELIER_JOB_UPLOAD_MAX: fromEnv.bytes().default(512 * 1024 * 1024),

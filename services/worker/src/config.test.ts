@@ -55,6 +55,7 @@ describe("readWorkerConfig", () => {
     expect(bulk(both)).toEqual({
       queue: { address: "sqlite:/var/queue.db", prefix: "ATELIER", replicas: 1, leaseMs: 30_000, timeoutMs: 5000 },
       objects: "file:/var/objects",
+      s3: { endpoint: undefined, region: "us-east-1", pathStyle: false },
       attemptsMax: 5,
     });
     expect(() => bulk({ ATELIER_QUEUE: both.ATELIER_QUEUE })).toThrow(

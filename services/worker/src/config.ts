@@ -1,7 +1,7 @@
 import { availableParallelism, hostname } from "node:os";
 import { ConfigError, fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
-import { parseObjectsAddress } from "@atelier/object-store";
+import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
 import type { TlsFileNames } from "@atelier/rpc";
 import { LOG_LEVELS } from "@atelier/telemetry";
 import { z } from "zod";
@@ -54,6 +54,8 @@ export interface BulkConfig {
   };
   /** As `openObjectStore` takes it. */
   readonly objects: string;
+  /** Of an address in S3. */
+  readonly s3: S3Settings;
   /** Tries of one item. */
   readonly attemptsMax: number;
 }
@@ -119,6 +121,9 @@ const schema = z.object({
   ATELIER_DRAIN_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(30_000),
   ATELIER_QUEUE: accepted(parseQueueAddress).optional(),
   ATELIER_OBJECTS: accepted(parseObjectsAddress).optional(),
+  ATELIER_S3_ENDPOINT: z.url({ protocol: /^https?$/, error: "must be an http or https URL" }).optional(),
+  ATELIER_S3_REGION: z.string().min(1).default("us-east-1"),
+  ATELIER_S3_PATH_STYLE: fromEnv.boolean().default(false),
   ATELIER_QUEUE_PREFIX: z
     .string()
     .regex(/^[A-Za-z0-9_-]{1,64}$/, "must be 1 to 64 letters, digits, - and _")
@@ -186,7 +191,12 @@ function bulkOf(values: z.output<typeof schema>): BulkConfig | undefined {
   }
   const { ATELIER_QUEUE_PREFIX: prefix, ATELIER_QUEUE_REPLICAS: replicas } = values;
   const queue = { address, prefix, replicas, leaseMs, timeoutMs };
-  return { queue, objects, attemptsMax: values.ATELIER_ITEM_ATTEMPTS_MAX };
+  const s3 = {
+    endpoint: values.ATELIER_S3_ENDPOINT,
+    region: values.ATELIER_S3_REGION,
+    pathStyle: values.ATELIER_S3_PATH_STYLE,
+  };
+  return { queue, objects, s3, attemptsMax: values.ATELIER_ITEM_ATTEMPTS_MAX };
 }
 
 /** "none" alone loads nothing at the start. */

@@ -1,5 +1,5 @@
 import { Readable } from "node:stream";
-import { ServingError } from "@atelier/core";
+import { contentDisposition, ServingError } from "@atelier/core";
 import { chooseMediaType, errorResponses, type HttpApp, HttpRefusal, sentAsBytes, sentAsStream } from "@atelier/http";
 import type { ObjectStore } from "@atelier/object-store";
 import { z } from "zod";
@@ -11,7 +11,6 @@ import { manifestEntry } from "../results/manifest.ts";
 import type { PictureBook } from "../results/picture-book.ts";
 import { readItems } from "../results/read-items.ts";
 import { callerOf } from "./caller-of.ts";
-import { contentDisposition } from "./content-disposition.ts";
 import { itemReply, itemToJson } from "./job-json.ts";
 import { limitOf } from "./jobs-routes.ts";
 import { jobParams, ownJob } from "./own-job.ts";

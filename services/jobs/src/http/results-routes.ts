@@ -1,11 +1,11 @@
 import { Readable } from "node:stream";
+import { contentDisposition } from "@atelier/core";
 import { errorResponses, type HttpApp, sentAsBytes, sentAsStream } from "@atelier/http";
 import { z } from "zod";
 import type { Jobs } from "../ports.ts";
 import { type ArchiveOptions, archiveOf } from "../results/archive.ts";
 import { MANIFEST_TYPE, type Manifest } from "../results/manifest.ts";
 import { callerOf } from "./caller-of.ts";
-import { contentDisposition } from "./content-disposition.ts";
 import { jobParams, ownJob } from "./own-job.ts";
 
 export interface ResultsRoutesParts extends Omit<ArchiveOptions, "manifest"> {

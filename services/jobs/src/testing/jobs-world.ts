@@ -54,7 +54,7 @@ export async function startJobs(env: Readonly<Record<string, string>> = {}, { po
   });
   const { app, close } = service!;
   const url = await app.listen({ host: "127.0.0.1", port });
-  const objects = await openObjectStore(config.objects, { clock: systemClock });
+  const objects = await openObjectStore(config.objects, { clock: systemClock }, config.s3);
   const queue = await openJobQueue(config.queue, { clock: systemClock, onProblem: () => {} });
   return {
     app,

@@ -271,6 +271,7 @@ async function openWorker(
     {
       queue: { address: `sqlite:${folder}/queue.db`, prefix: "ATELIER", replicas: 1, leaseMs: 30_000, timeoutMs: 5000 },
       objects: `file:${folder}/objects`,
+      s3: { endpoint: undefined, region: "us-east-1", pathStyle: false },
       attemptsMax: 5,
     },
     {

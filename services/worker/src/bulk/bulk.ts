@@ -78,10 +78,10 @@ export class Bulk {
 
   async #open(): Promise<void> {
     const { clock, logger, pipeline, identity, metrics, random, heldMax } = this.#parts;
-    const { queue, objects, attemptsMax } = this.#config;
+    const { queue, objects, s3, attemptsMax } = this.#config;
     for (let failures = 1; !this.#stopped.signal.aborted; failures++) {
       try {
-        this.#store ??= await openObjectStore(objects, { clock });
+        this.#store ??= await openObjectStore(objects, { clock }, s3);
         this.#queue ??= await openJobQueue(queue, { clock, onProblem: (problem) => logger.warn({ problem }, "queue") });
         break;
       } catch (error) {
