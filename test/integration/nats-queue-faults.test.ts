@@ -150,6 +150,53 @@ describe("a queue on a NATS server", () => {
     await expect(queue.check()).rejects.toThrow(new RegExp(`stream T\\d+_${stream}: stream not found`));
   });
 
+  it("whose events were deleted is opened by nobody any more: an empty log would say that nothing was made", async () => {
+    const queue = await open(nats.url);
+    await queue.records.put("jobs.a", "{}", 0);
+    await queue.events.append(done(0), "a.0.0");
+    await deleteStream(nats, "EVENTS");
+    const refused = { code: UNAVAILABLE, detail: expect.stringMatching(/_EVENTS was deleted, .* restore .*_EVENTS/) };
+    await expect(open(nats.url)).rejects.toMatchObject(refused);
+    await expect(open(nats.url)).rejects.toMatchObject(refused);
+    expect(await queue.records.get("jobs.a")).toBeDefined();
+    await queue.records.remove("jobs.a");
+    await (await open(nats.url)).check();
+    // Who had it open before does not take the new one for the old one.
+    await expect(queue.check()).rejects.toThrow(/_EVENTS was deleted and made anew/);
+  });
+
+  it("whose records were deleted is opened by nobody either, while there are events of jobs", async () => {
+    const queue = await open(nats.url);
+    await queue.events.append(done(0), "a.0.0");
+    await deleteStream(nats, "RECORDS");
+    await expect(open(nats.url)).rejects.toThrow(/_RECORDS was deleted, and with it the jobs/);
+    await queue.events.remove("a");
+    await (await open(nats.url)).check();
+  });
+
+  it("without JetStream says so, and how to have it", async () => {
+    const plain = await startNats({ jetStream: false });
+    await expect(open(plain.url)).rejects.toThrow(/has no JetStream: start it with --jetstream/);
+    await plain.stop();
+  });
+
+  it("whose password was another one for a while is used again, and is told of as lost once", async () => {
+    const guarded = await startNats({ args: ["--user", "jobs", "--pass", "right"] });
+    const queue = await open(guarded.url.replace("//", "//jobs:right@"));
+    const told: boolean[] = [];
+    queue.onConnection((lost) => told.push(lost !== undefined));
+    await guarded.kill();
+    await guarded.start(["--user", "jobs", "--pass", "other"]);
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    await guarded.kill();
+    await guarded.start();
+    await until(() => told.at(-1) === false);
+    await queue.check();
+    expect(told).toEqual([true, false]);
+    await queues.pop()?.close();
+    await guarded.stop();
+  });
+
   it("that has no room for more refuses what comes, and keeps what it has", async () => {
     const small = await startNats({ config: "jetstream { max_file_store: 2MB }" });
     const queue = await open(small.url);

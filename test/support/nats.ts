@@ -11,16 +11,17 @@ export interface NatsOptions {
   readonly args?: readonly string[];
   /** Further configuration, as `jetstream { max_file_store: 2MB }`. */
   readonly config?: string;
+  readonly jetStream?: boolean;
 }
 
 /** One nats-server process with JetStream in files, on a free port of loopback; ends with this process at the latest. */
-export async function startNats({ args = [], config }: NatsOptions = {}): Promise<NatsProcess> {
+export async function startNats({ args = [], config, jetStream = true }: NatsOptions = {}): Promise<NatsProcess> {
   const [port] = await freePorts(1);
   const folder = await mkdtemp(join(tmpdir(), "atelier-nats-"));
   const configFile = join(folder, "nats.conf");
   if (config !== undefined) await writeFile(configFile, config);
   const configured = config === undefined ? [] : ["--config", configFile];
-  const nats = new NatsProcess(await natsServer(), { port: port!, folder, args: [...configured, ...args] });
+  const nats = new NatsProcess(await natsServer(), { port: port!, folder, args: [...configured, ...args], jetStream });
   await nats.start();
   return nats;
 }
@@ -61,16 +62,23 @@ export class NatsProcess {
   readonly folder: string;
   readonly #program: Program;
   readonly #args: readonly string[];
+  readonly #jetStream: boolean;
   #child: ChildProgram | undefined;
 
   constructor(
     program: Program,
-    at: { readonly port: number; readonly folder: string; readonly args: readonly string[] },
+    at: {
+      readonly port: number;
+      readonly folder: string;
+      readonly args: readonly string[];
+      readonly jetStream?: boolean;
+    },
   ) {
     this.port = at.port;
     this.folder = at.folder;
     this.#program = program;
     this.#args = at.args;
+    this.#jetStream = at.jetStream ?? true;
   }
 
   /** As ATELIER_QUEUE takes it. */
@@ -84,10 +92,11 @@ export class NatsProcess {
     return this.#child.pid;
   }
 
-  /** Starts it (again), with what it had, and resolves when it takes connections. */
-  async start(): Promise<void> {
-    const where = ["--addr", "127.0.0.1", "--port", String(this.port), "--jetstream", "--store_dir", this.folder];
-    this.#child = new ChildProgram(this.#program, [...where, ...this.#args], { cwd: tmpdir() });
+  /** Starts it (again), with what it had, and resolves when it takes connections; `args`: in the place of its own. */
+  async start(args = this.#args): Promise<void> {
+    const where = ["--addr", "127.0.0.1", "--port", String(this.port)];
+    const store = this.#jetStream ? ["--jetstream", "--store_dir", this.folder] : [];
+    this.#child = new ChildProgram(this.#program, [...where, ...store, ...args], { cwd: tmpdir() });
     await this.#child.until(() => this.#answers(), "nats-server answers");
   }
 

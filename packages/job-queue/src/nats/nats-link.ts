@@ -27,6 +27,7 @@ export const JS = {
   wrongLastSequence: 10071,
   wrongLastSequenceUnknown: 10164,
   storeFailed: 10077,
+  notEnabled: 10039,
 } as const;
 
 /** What the server says where a page has nothing in it. */
@@ -69,6 +70,8 @@ export class NatsLink {
         name: "atelier",
         timeout: timeoutMs,
         maxReconnectAttempts: -1,
+        // A server whose password was changed for a while, by mistake, is no reason to end.
+        ignoreAuthErrorAbort: true,
         reconnectTimeWait: 250,
         // A server that vanished without a word is noticed within two of them.
         pingInterval: 5_000,
@@ -76,9 +79,16 @@ export class NatsLink {
         ...(tls ? { tls: {} } : {}),
         ...(credentials === undefined ? {} : { user: credentials.user, pass: credentials.password }),
       });
-      const manager = await jetstreamManager(connection, { timeout: timeoutMs, checkAPI: false });
-      return new NatsLink(connection, manager, options);
+      try {
+        const manager = await jetstreamManager(connection, { timeout: timeoutMs, checkAPI: false });
+        await checkServer(connection, manager);
+        return new NatsLink(connection, manager, options);
+      } catch (error) {
+        await connection.close();
+        throw error;
+      }
     } catch (error) {
+      if (error instanceof ServingError) throw error;
       const message = `NATS at ${servers.join(",")} cannot be reached: ${(error as Error).message}`;
       throw new ServingError("STORAGE_UNAVAILABLE", message, { cause: error });
     }
@@ -216,10 +226,32 @@ export class NatsLink {
   }
 
   #tell(lost: string | undefined): void {
+    if (this.#lost === (lost !== undefined)) return; // each further try that fails is told of as well
     this.#lost = lost !== undefined;
     for (const listener of [...this.#listeners]) listener(lost);
   }
 }
+
+/** @throws ServingError STORAGE_UNAVAILABLE of a server that is too old or has no JetStream. */
+async function checkServer({ info }: NatsConnection, manager: JetStreamManager): Promise<void> {
+  const where = `NATS at ${info?.host}:${info?.port}`;
+  const [major = 0, minor = 0] = (info?.version ?? "").split(".").map(Number);
+  if (major < SERVER_MIN.major || (major === SERVER_MIN.major && minor < SERVER_MIN.minor)) {
+    const needed = `${SERVER_MIN.major}.${SERVER_MIN.minor}`;
+    throw new ServingError("STORAGE_UNAVAILABLE", `${where} is version ${info?.version}; jobs need ${needed} or newer`);
+  }
+  try {
+    await manager.getAccountInfo();
+  } catch (error) {
+    const disabled = (error as Error).name === "JetStreamNotEnabled" || apiCode(error) === JS.notEnabled;
+    if (!disabled && !isNoResponders(error)) return; // whoever asks for something is told
+    const message = `${where} has no JetStream: start it with --jetstream, or enable it for this account`;
+    throw new ServingError("STORAGE_UNAVAILABLE", message, { cause: error });
+  }
+}
+
+/** Reading many messages at once, and a limit for each subject, came with it. */
+const SERVER_MIN = { major: 2, minor: 11 };
 
 export function isNoResponders(error: unknown): boolean {
   if (error instanceof NoRespondersError) return true;
