@@ -1,17 +1,17 @@
-import { type Clock, invariant, ServingError, toServingError } from "@atelier/core";
+import { type Clock, invariant, newId, ServingError, toServingError } from "@atelier/core";
 import type { JobQueue, Kept, LoggedEvent } from "@atelier/job-queue";
 import { type ItemProgress, type JobEvent, JobEventSchema, JobStatus, type WorkItem } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import { delay } from "../delay.ts";
-import { type ItemState, JOB_PRIORITIES, type JobPriority, type JobRecord } from "../job.ts";
+import { type ItemSpec, type ItemState, JOB_PRIORITIES, type JobPriority, type JobRecord } from "../job.ts";
 import type { ItemSource, ItemStates, JobFilter, JobNews, Jobs, JobView, UsageTotal } from "../ports.ts";
 import { FairShare } from "./fair-share.ts";
 import { ItemFeed } from "./item-feed.ts";
 import { KeptJob, laneOf } from "./kept-job.ts";
 import { Lanes } from "./lanes.ts";
 import { Turn } from "./turn.ts";
-import { workItemOf } from "./work-item.ts";
+import { PRIORITY_CLASS, workItemOf } from "./work-item.ts";
 
 export interface JobEngineOptions {
   readonly queue: JobQueue;
@@ -101,7 +101,9 @@ export class JobEngine implements Jobs {
 
   /** What keeps it from going on; undefined: nothing. */
   get trouble(): string | undefined {
-    return this.#trouble;
+    if (this.#trouble !== undefined) return this.#trouble;
+    for (const { unreadable, wantsWork } of this.#jobs.values()) if (wantsWork && unreadable) return unreadable;
+    return undefined;
   }
 
   async close(): Promise<void> {
@@ -152,7 +154,7 @@ export class JobEngine implements Jobs {
 
   pause(id: string): Promise<JobView> {
     return this.#command(id, "paused", ["queued", "running", "paused"], async (job) => {
-      if (job.record.wish === "pause") return undefined;
+      if (job.record.wish === "pause" && !job.recalling) return undefined;
       await this.#recall(job, { wish: "pause", pausedFor: null }, { stop: false });
       return { status: JobStatus.PAUSED };
     });
@@ -178,8 +180,10 @@ export class JobEngine implements Jobs {
     return this.#command(id, "given another priority", ["queued", "running", "paused"], async (job) => {
       if (job.record.priority === priority) return undefined;
       this.#shares[job.record.priority].forget({ jobId: id, tenant: job.record.tenant });
+      // As it is before: it may come to its end meanwhile, and that is told by nobody but who made it ready.
+      const status = statusNumber(job);
       await this.#recall(job, { priority }, { stop: false });
-      return { status: statusNumber(job) };
+      return { status };
     });
   }
 
@@ -203,16 +207,9 @@ export class JobEngine implements Jobs {
 
   async remove(id: string): Promise<void> {
     this.#checkOpen();
-    const job = await this.#turn.take(async () => {
-      const found = this.#job(id);
-      await this.#recall(
-        found,
-        { wish: found.status === "done" ? found.record.wish : "cancel", deleting: true },
-        { stop: true },
-      );
-      return found;
-    });
-    await this.#removeAll(job);
+    const message = `job ${id} is being deleted; what it made goes once the storage answers`;
+    const job = await this.#inTurn(() => this.#markDeleted(id));
+    await this.#withinCommand(this.#removeAll(job), () => message);
   }
 
   /** None of the tenant's items are handed out while there is a reason; null: they are again. */
@@ -277,6 +274,7 @@ export class JobEngine implements Jobs {
   }
 
   #apply(job: KeptJob, event: JobEvent, sequence: number): void {
+    const endedBeforeAtMs = job.ledger.endedAtMs;
     const ended = job.ledger.apply(event);
     if (ended !== undefined) {
       const nowMs = this.#options.clock.nowMs();
@@ -294,18 +292,17 @@ export class JobEngine implements Jobs {
         this.#tell({ type: "item", job: this.#view(job), itemIndex: ended, state, sequence });
       }
     }
-    if (event.event.case !== "change") return;
-    if (!this.#live) return;
-    const { status } = event.event.value;
-    const type = status === JobStatus.DONE || status === JobStatus.CANCELLED ? "ended" : "changed";
-    this.#tell({ type, job: this.#view(job) });
+    if (event.event.case !== "change" || !this.#live) return;
     for (const waiter of this.#waiters) waiter(event);
+    const { status } = event.event.value;
+    const isEnd = status === JobStatus.DONE || status === JobStatus.CANCELLED;
+    // An end that was written twice, or that a retry came before, is none.
+    if (isEnd && (endedBeforeAtMs !== undefined || job.ledger.endedAtMs === undefined)) return;
+    this.#tell({ type: isEnd ? "ended" : "changed", job: this.#view(job) });
   }
 
   #endIfAllEnded(job: KeptJob): void {
-    const { ledger, record } = job;
-    if (!ledger.ended || ledger.endedAtMs !== undefined || record.wish === "cancel" || record.deleting || job.ending)
-      return;
+    if (job.ending || !isToEnd(job)) return;
     job.ending = true;
     void this.#end(job).finally(() => {
       job.ending = false;
@@ -315,11 +312,16 @@ export class JobEngine implements Jobs {
   async #end(job: KeptJob): Promise<void> {
     this.#shares[job.record.priority].forget({ jobId: job.record.id, tenant: job.record.tenant });
     job.feed = undefined;
-    while (!this.#stop.signal.aborted && !job.record.deleting) {
+    // Until the end has come back from the log: a retry may come between, and then there is another end.
+    while (!this.#stop.signal.aborted && isToEnd(job)) {
       try {
+        const { retries } = job.ledger;
         await this.#options.beforeEnd(job.record.id);
-        const event = this.#changeOf(job, { status: JobStatus.DONE });
-        return await this.#options.queue.events.append(event, `${job.record.id}.done.${job.sequence}`);
+        // By turns with commands: what was made ready is of this end, and of none after a retry.
+        await this.#turn.take(async () => {
+          if (!isToEnd(job) || job.ledger.retries !== retries) return;
+          await this.#appendAndWait(job, { status: JobStatus.DONE }, `done.${retries}`);
+        });
       } catch (error) {
         await this.#troubled(`ending job ${job.record.id}`, error);
       }
@@ -357,16 +359,15 @@ export class JobEngine implements Jobs {
   async #handOut(): Promise<boolean> {
     if (this.#stop.signal.aborted) return false;
     const batch: { readonly job: KeptJob; readonly work: WorkItem }[] = [];
-    try {
-      for (const priority of JOB_PRIORITIES) await this.#choose(priority, batch);
-    } finally {
-      // What was chosen is handed out even where choosing more failed.
-      if (batch.length > 0) await this.#publish(batch);
-    }
-    return batch.length === PUBLISH_ITEMS_MAX;
+    let readable = true;
+    for (const priority of JOB_PRIORITIES) readable = (await this.#choose(priority, batch)) && readable;
+    if (batch.length > 0) await this.#publish(batch);
+    return batch.length === PUBLISH_ITEMS_MAX || !readable;
   }
 
-  async #choose(priority: JobPriority, batch: { job: KeptJob; work: WorkItem }[]): Promise<void> {
+  /** False where a job's items could not be read: it is left out for a while, and everybody else's are handed out. */
+  async #choose(priority: JobPriority, batch: { job: KeptJob; work: WorkItem }[]): Promise<boolean> {
+    let readable = true;
     const nowMs = this.#options.clock.nowMs();
     const share = this.#shares[priority];
     let claimants = [...this.#jobs.values()]
@@ -375,10 +376,12 @@ export class JobEngine implements Jobs {
       .map((job) => ({ job, jobId: job.record.id, tenant: job.record.tenant, weight: job.record.weight }));
     while (batch.length < PUBLISH_ITEMS_MAX) {
       const claimant = share.next(claimants);
-      if (claimant === undefined) return;
+      if (claimant === undefined) break;
       const { job } = claimant;
       const index = job.ledger.nextWaiting();
-      const item = index === undefined ? undefined : await this.#read(job, index);
+      // After one failure nothing more is read in this turn: where the store is away, each try may take its whole deadline.
+      const item = index === undefined ? undefined : readable ? await this.#read(job, index) : job.feed?.peek(index);
+      if (readable && index !== undefined && item === undefined) readable = false;
       const shape = item && job.record.shapes[item.shape]!;
       const lane = shape && laneOf(priority, shape.model);
       if (item === undefined || shape === undefined || lane === undefined || !this.#lanes.hasRoom(lane, nowMs)) {
@@ -391,11 +394,26 @@ export class JobEngine implements Jobs {
       share.charge(claimant, Math.max(1, shape.predictedDeviceMs));
       batch.push({ job, work: workItemOf(job.record, item, job.ledger.roundOf(item.index, job.record.round)) });
     }
+    return readable;
   }
 
-  async #read(job: KeptJob, index: number) {
+  /** Undefined where it cannot be read now. */
+  async #read(job: KeptJob, index: number): Promise<ItemSpec | undefined> {
     job.feed ??= new ItemFeed(this.#options.items, job.record.id);
-    return job.feed.peek(index) ?? (await job.feed.read(index));
+    const { clock, log } = this.#options;
+    try {
+      const item = job.feed.peek(index) ?? (await job.feed.read(index));
+      if (job.unreadable !== undefined) log.info({ jobId: job.record.id }, "items of a job can be read again");
+      job.unreadable = undefined;
+      return item;
+    } catch (error) {
+      const { detail } = toServingError(error);
+      if (job.unreadable !== detail) log.error({ err: error, jobId: job.record.id }, "items of a job cannot be read");
+      job.unreadable = detail;
+      job.quietUntilMs = clock.nowMs() + RETRY_MS;
+      clock.after(RETRY_MS, () => this.#wake.resolve());
+      return undefined;
+    }
   }
 
   async #publish(batch: readonly { readonly job: KeptJob; readonly work: WorkItem }[]): Promise<void> {
@@ -418,15 +436,14 @@ export class JobEngine implements Jobs {
 
   // Taking back
 
-  async #recallAll(why: string): Promise<void> {
-    for (const job of [...this.#jobs.values()]) {
+  async #recallAll(why: string, which: (job: KeptJob) => boolean = () => true): Promise<void> {
+    for (const job of [...this.#jobs.values()].filter(which)) {
       if (job.record.deleting) {
         void this.#removeAll(job);
         continue;
       }
       if (job.ledger.ended || job.record.wish === "cancel") {
         this.#endIfAllEnded(job);
-        if (job.record.wish === "cancel" && !job.ledger.ended) void this.#finishCancel(job);
         continue;
       }
       await this.#persistently(`recalling job ${job.record.id} (${why})`, () =>
@@ -436,19 +453,11 @@ export class JobEngine implements Jobs {
     this.#wake.resolve();
   }
 
-  /** A cancellation that a crash cut short. */
-  async #finishCancel(job: KeptJob): Promise<void> {
-    await this.#persistently(`cancelling job ${job.record.id}`, async () => {
-      await this.#options.queue.work.withdraw(job.record.id, { stop: true });
-      const event = this.#changeOf(job, { status: JobStatus.CANCELLED });
-      await this.#options.queue.events.append(event, `${job.record.id}.cancelled`);
-    });
-  }
-
   /** Takes back what is handed out: a newer round first, so that nothing that is out can be taken for what comes. */
   async #recall(job: KeptJob, change: Partial<JobRecord>, options: { readonly stop: boolean }): Promise<void> {
     const { clock, queue } = this.#options;
     await this.#save(job, { ...change, round: job.ledger.newerRound(job.record.round) });
+    job.recalling = true;
     await queue.work.withdraw(job.record.id, options);
     const nowMs = clock.nowMs();
     for (const index of [...job.ledger.outItems()]) {
@@ -456,6 +465,7 @@ export class JobEngine implements Jobs {
       if (heardAtMs < nowMs - this.#options.leaseMs || options.stop) this.#putBack(job, index);
       else job.stragglers.add(index);
     }
+    job.recalling = false;
     job.quietUntilMs = nowMs + QUIET_MS;
     clock.after(QUIET_MS, () => this.#wake.resolve());
   }
@@ -473,46 +483,89 @@ export class JobEngine implements Jobs {
         }
         if (job.untold) this.#tellProgress(job);
         const { record, ledger, status } = job;
-        const ended = (status === "done" || status === "cancelled") && ledger.endedAtMs !== undefined;
-        if (ended && !record.deleting && nowMs > ledger.endedAtMs! + (record.deleteAfterMs ?? keptMs)) {
-          await this.remove(record.id).catch((error: unknown) => this.#troubled(`deleting job ${record.id}`, error));
+        if (record.deleting) {
+          // Its command was given up before its mark was stored.
+          void this.#removeAll(job);
+          continue;
         }
+        this.#endIfAllEnded(job);
+        if (job.recalling || (record.wish === "cancel" && ledger.endedAtMs === undefined)) await this.#finish(job);
+        const ended = (status === "done" || status === "cancelled") && ledger.endedAtMs !== undefined;
+        if (ended && nowMs > ledger.endedAtMs! + (record.deleteAfterMs ?? keptMs)) await this.#removeOld(job);
       }
       await this.#findLost();
       this.#wake.resolve();
     }
   }
 
-  /** What is out by our count and is neither waiting nor held in the queue, twice in a row, was taken out by hand. */
+  /** A pause, a cancellation or another recall that the queue's absence or a crash cut short. */
+  async #finish(job: KeptJob): Promise<void> {
+    const isCancelled = () => job.record.wish === "cancel" && job.ledger.endedAtMs === undefined;
+    const finish = async () => {
+      if (job.record.deleting || !(job.recalling || isCancelled())) return;
+      await this.#recall(job, {}, { stop: job.record.wish === "cancel" });
+      if (isCancelled()) await this.#appendAndWait(job, { status: JobStatus.CANCELLED });
+    };
+    await this.#turn
+      .take(finish)
+      .catch((error: unknown) => this.#troubled(`taking back items of job ${job.record.id}`, error));
+  }
+
+  async #removeOld(job: KeptJob): Promise<void> {
+    try {
+      void this.#removeAll(await this.#turn.take(() => this.#markDeleted(job.record.id)));
+    } catch (error) {
+      if (error instanceof ServingError && error.code === "NOT_FOUND") return; // its owner was faster
+      await this.#troubled(`deleting job ${job.record.id}`, error);
+    }
+  }
+
+  /**
+   * Items of a class and model that are out by our count while the queue has none of them, several times in a row and
+   * without any that ended meanwhile: somebody took them out by hand.
+   */
   async #findLost(): Promise<void> {
     const depths = await this.#options.queue.work.depths().catch(() => undefined);
     if (depths === undefined) return;
-    const queued = depths.reduce((sum, { waiting, held }) => sum + waiting + held, 0);
-    const out = [...this.#jobs.values()].reduce((sum, job) => sum + job.outLanes.size, 0);
-    this.#emptySweeps = queued === 0 && out > 0 && this.#sequence === this.#sweptSequence ? this.#emptySweeps + 1 : 0;
-    this.#sweptSequence = this.#sequence;
-    if (this.#emptySweeps < EMPTY_SWEEPS) return;
-    this.#emptySweeps = 0;
-    this.#options.log.warn(
-      { items: out },
-      "items that were handed out are not in the queue any more: handing them out again",
-    );
-    await this.#recallAll("items are missing from the queue");
+    const queued = new Set<string>();
+    for (const { priorityClass, model, waiting, held } of depths) {
+      const priority = JOB_PRIORITIES.find((name) => PRIORITY_CLASS[name] === priorityClass);
+      if (priority !== undefined && waiting + held > 0) queued.add(laneOf(priority, model));
+    }
+    const lost = this.#lanes.lost(queued);
+    if (lost.length === 0) return;
+    this.#options.log.warn({ lanes: lost }, "items that were handed out are not in the queue any more: out again");
+    const isHit = (job: KeptJob) => [...job.outLanes.values()].some((lane) => lost.includes(lane));
+    await this.#recallAll("items are missing from the queue", isHit);
   }
-  #emptySweeps = 0;
-  #sweptSequence = 0;
 
-  async #removeAll(job: KeptJob): Promise<void> {
+  /** From then on it is as good as gone, and a restart goes on with it. */
+  async #markDeleted(id: string): Promise<KeptJob> {
+    const job = this.#job(id);
+    const wish = job.status === "done" ? job.record.wish : "cancel";
+    await this.#save(job, { wish, deleting: true });
+    return job;
+  }
+
+  #removeAll(job: KeptJob): Promise<void> {
+    job.removal ??= this.#carryOutRemoval(job);
+    return job.removal;
+  }
+
+  async #carryOutRemoval(job: KeptJob): Promise<void> {
     const { queue, clock, removeObjects, leaseMs } = this.#options;
     const { id } = job.record;
     await this.#persistently(`deleting job ${id}`, async () => {
+      await queue.work.withdraw(id, { stop: true });
       await removeObjects(id);
       await queue.work.removeDeadLetters(id);
       await queue.events.remove(id);
       await queue.records.remove(RECORD_PREFIX + id);
     });
+    if (this.#stop.signal.aborted) return;
+    for (const index of [...job.ledger.outItems()]) this.#putBack(job, index);
     const view = this.#view(job);
-    if (!this.#jobs.delete(id)) return;
+    this.#jobs.delete(id);
     for (const share of Object.values(this.#shares)) share.forget({ jobId: id, tenant: job.record.tenant });
     this.#tell({ type: "removed", job: view });
     // A worker that could not be told may have written one more.
@@ -530,35 +583,57 @@ export class JobEngine implements Jobs {
     carryOut: (job: KeptJob) => Promise<Change | undefined>,
   ): Promise<JobView> {
     this.#checkOpen();
-    const job = await this.#turn.take(async () => {
+    const job = await this.#inTurn(async () => {
       const found = this.#job(id);
       if (!allowed.includes(found.status)) {
         throw new ServingError("CONFLICT", `job ${id} is ${found.status}, and cannot be ${participle}`);
       }
       const change = await carryOut(found);
-      if (change !== undefined) await this.#appendAndWait(found, this.#changeOf(found, change));
+      if (change !== undefined) await this.#appendAndWait(found, change);
       return found;
     });
     this.#wake.resolve();
     return this.#view(job);
   }
 
-  async #appendAndWait(job: KeptJob, event: JobEvent): Promise<void> {
-    const { clock, queue } = this.#options;
-    const seen = Promise.withResolvers<void>();
-    const waiter = (applied: JobEvent) => {
-      if (applied.jobId === event.jobId && applied.event.case === "change" && applied.atMs === event.atMs)
-        seen.resolve();
-    };
-    this.#waiters.add(waiter);
-    const cancel = clock.after(COMMAND_MS, () =>
-      seen.reject(new ServingError("STORAGE_UNAVAILABLE", "the event log took the change and has not shown it yet")),
+  /** A command's turn. One that does not come within a command's time is given up, and nothing was done then. */
+  #inTurn<T>(run: () => Promise<T>): Promise<T> {
+    let state: "waits" | "begun" | "given up" = "waits";
+    const result = this.#turn.take(async () => {
+      if (state === "given up") throw new ServingError("STORAGE_UNAVAILABLE", "nobody waits for it any more");
+      state = "begun";
+      return await run();
+    });
+    return this.#withinCommand(result, () => {
+      if (state === "begun") return "the queue is slow: the change was begun, and may still come into effect";
+      state = "given up";
+      return `the queue is slow: nothing was changed (${this.#trouble ?? "others wait for it as well"})`;
+    });
+  }
+
+  async #withinCommand<T>(result: Promise<T>, message: () => string): Promise<T> {
+    const late = Promise.withResolvers<never>();
+    const cancel = this.#options.clock.after(COMMAND_MS, () =>
+      late.reject(new ServingError("STORAGE_UNAVAILABLE", message())),
     );
     try {
-      await queue.events.append(event, `${job.record.id}.change.${event.atMs}.${job.record.round}`);
-      await seen.promise;
+      return await Promise.race([result, late.promise]);
     } finally {
       cancel();
+    }
+  }
+
+  /** Resolves when the event, or another one of this job that says the same, has come back from the log. */
+  async #appendAndWait(job: KeptJob, change: Change, id = newId("change")): Promise<void> {
+    const seen = Promise.withResolvers<void>();
+    const waiter = ({ jobId, event }: JobEvent) => {
+      if (jobId === job.record.id && event.case === "change" && event.value.status === change.status) seen.resolve();
+    };
+    this.#waiters.add(waiter);
+    try {
+      await this.#options.queue.events.append(this.#changeOf(job, change), `${job.record.id}.${id}`);
+      await this.#withinCommand(seen.promise, () => "the event log took the change and has not shown it yet");
+    } finally {
       this.#waiters.delete(waiter);
     }
   }
@@ -645,8 +720,10 @@ export class JobEngine implements Jobs {
   }
 }
 
-/** Sweeps that find the queue empty before what is out is taken for lost: events may be on their way. */
-const EMPTY_SWEEPS = 3;
+/** All items have ended, and the log does not say yet that the job has. */
+function isToEnd({ ledger, record }: KeptJob): boolean {
+  return ledger.ended && ledger.endedAtMs === undefined && record.wish !== "cancel" && !record.deleting;
+}
 
 function newestFirst(a: KeptJob, b: KeptJob): number {
   return b.record.createdAtMs - a.record.createdAtMs || (a.record.id < b.record.id ? -1 : 1);

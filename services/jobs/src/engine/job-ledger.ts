@@ -33,7 +33,7 @@ export interface ModelUse {
 }
 
 /**
- * What is known of each item of one job: three bytes an item. Folded from the job's events in the order of the log, so that
+ * What is known of each item of one job: five bytes an item. Folded from the job's events in the order of the log, so that
  * the same log gives the same ledger; what is handed out, and how far it is, is known to this process only.
  *
  * An item ends once: the first outcome counts. A picture counts whatever its round, since all rounds make the same one; a
@@ -42,12 +42,12 @@ export interface ModelUse {
 export class JobLedger implements ItemStates {
   readonly size: number;
   readonly #states: Uint8Array;
-  /** The least round whose failure counts: one more than the failure's that a retry made good. */
-  readonly #leastRounds: Uint16Array;
+  /** The least round whose failure counts: newer than every outcome that was there when a retry queued it again. */
+  readonly #leastRounds: Uint32Array;
   /** Items by state. */
   readonly #counts = [0, 0, 0, 0, 0, 0];
   readonly #running = new Map<number, ItemProgress>();
-  readonly #reasons = new Map<number, ItemReason & { readonly round: number }>();
+  readonly #reasons = new Map<number, ItemReason>();
   readonly #used = new Map<string, ModelUse>();
   /** No item before it waits. */
   #waitingFrom = 0;
@@ -55,13 +55,14 @@ export class JobLedger implements ItemStates {
   #deviceMs = 0;
   #redelivered = 0;
   #deadLetters = 0;
+  #retries = 0;
   #startedAtMs: number | undefined;
   #endedAtMs: number | undefined;
 
   constructor(size: number) {
     this.size = size;
     this.#states = new Uint8Array(size);
-    this.#leastRounds = new Uint16Array(size);
+    this.#leastRounds = new Uint32Array(size);
     this.#counts[WAITING] = size;
   }
 
@@ -180,6 +181,11 @@ export class JobLedger implements ItemStates {
     return this.#deadLetters;
   }
 
+  /** Times that failed items were queued again: what a job's end is told apart by. */
+  get retries(): number {
+    return this.#retries;
+  }
+
   get startedAtMs(): number | undefined {
     return this.#startedAtMs;
   }
@@ -205,10 +211,10 @@ export class JobLedger implements ItemStates {
     } else if (result.case === "failed") {
       this.#move(index, FAILED);
       this.#deadLetters += result.value.deadLetter ? 1 : 0;
-      this.#reasons.set(index, { code: result.value.code, message: result.value.message, attempts, round });
+      this.#reasons.set(index, { code: result.value.code, message: result.value.message, attempts });
     } else {
       this.#move(index, FILTERED);
-      this.#reasons.set(index, { code: "FILTERED", message: result.value.reason, attempts, round });
+      this.#reasons.set(index, { code: "FILTERED", message: result.value.reason, attempts });
     }
     return true;
   }
@@ -217,18 +223,21 @@ export class JobLedger implements ItemStates {
     if (status === JobStatus.CANCELLED) {
       for (let i = 0; i < this.size; i++) if (this.#states[i]! < ENDED_FROM) this.#move(i, CANCELLED);
       this.#running.clear();
-      this.#endedAtMs = atMs;
+      this.#endedAtMs ??= atMs;
     }
-    if (status === JobStatus.DONE) this.#endedAtMs = atMs;
+    // The first one counts, and none that a retry came before.
+    if (status === JobStatus.DONE && this.ended) this.#endedAtMs ??= atMs;
     if (retriedItems === 0) return;
-    this.#endedAtMs = undefined;
+    this.#retries++;
+    // Newer than any that an outcome is there for: the queue and the log would take what is made in that one for a repeat.
+    const round = this.#roundMax + 1;
     for (const index of retriedItemIndexes.length > 0 ? retriedItemIndexes : [...this.#reasons.keys()]) {
       if (this.#states[index] !== FAILED) continue;
-      const round = this.#reasons.get(index)!.round + 1;
       this.#leastRounds[index] = round;
-      this.#roundMax = Math.max(this.#roundMax, round);
+      this.#roundMax = round;
       this.#reasons.delete(index);
       this.#move(index, WAITING);
+      this.#endedAtMs = undefined;
       this.#waitingFrom = Math.min(this.#waitingFrom, index);
     }
   }

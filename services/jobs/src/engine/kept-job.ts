@@ -26,6 +26,12 @@ export class KeptJob {
   /** When it was last told how far it is, and whether that is still so. */
   toldMs = Number.NEGATIVE_INFINITY;
   untold = false;
+  /** What is handed out of it is being taken back, and some of it may not be yet. */
+  recalling = false;
+  /** Why its items cannot be read. */
+  unreadable: string | undefined;
+  /** Everything of it is being removed. */
+  removal: Promise<void> | undefined;
   /** Its end is being told. */
   ending = false;
 
@@ -42,7 +48,7 @@ export class KeptJob {
    * |---|---|---|---|
    * | run | queued | running | done |
    * | pause | paused | paused | done |
-   * | cancel | cancelled | cancelled | done where it was before |
+   * | cancel | cancelled | cancelled | cancelled |
    */
   get status(): JobStatusName {
     if (this.record.wish === "cancel") return "cancelled";
