@@ -253,22 +253,29 @@ describe("a queue on three NATS servers", () => {
       }
     };
     await work();
-    const logged = new Set<number>();
-    for await (const { event } of queue.events.read("a")) {
-      if (event.event.case === "outcome") logged.add(event.event.value.itemIndex);
-    }
+    const logged = await onceAnswered(async () => {
+      const indexes = new Set<number>();
+      for await (const { event } of queue.events.read("a")) {
+        if (event.event.case === "outcome") indexes.add(event.event.value.itemIndex);
+      }
+      return indexes;
+    });
     expect(logged.size).toBe(100);
-    expect(await queue.records.get("jobs.a")).toMatchObject({ value: "1", revision });
+    expect(await onceAnswered(() => queue.records.get("jobs.a"))).toMatchObject({ value: "1", revision });
     await queue.records.put("jobs.a", "2", revision);
     await cluster.nodes[0]!.start();
   });
 
-  async function openSoon(address: string): Promise<JobQueue> {
+  function openSoon(address: string): Promise<JobQueue> {
+    return onceAnswered(() => open(address, 3));
+  }
+
+  /** The servers that are left take a moment to agree on who leads each stream. */
+  async function onceAnswered<T>(ask: () => Promise<T>): Promise<T> {
     for (;;) {
       try {
-        return await open(address, 3);
+        return await ask();
       } catch (error) {
-        // Three servers take a moment to agree on who leads.
         expect(error).toMatchObject({ code: UNAVAILABLE });
       }
     }
