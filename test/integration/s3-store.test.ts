@@ -1,3 +1,6 @@
+import { once } from "node:events";
+import { createServer, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
 import { ManualClock, type ServingError, systemClock } from "@atelier/core";
 import { openObjectStore } from "@atelier/object-store";
@@ -190,6 +193,68 @@ describe("a bucket that cannot be used", () => {
     }
   }, 60_000);
 });
+
+describe("a server that answers", () => {
+  const xml = (code: string) => `<?xml version="1.0"?><Error><Code>${code}</Code><Message>hm</Message></Error>`;
+
+  it.each([
+    ["that it is busy", 503, xml("SlowDown"), /answers an error: SlowDown, 503/, 3],
+    ["that it is full", 507, xml("XMinioStorageFull"), /is full: XMinioStorageFull, 507/, 3],
+    ["that a right is missing", 403, xml("AccessDenied"), /refuses these credentials: AccessDenied, 403/, 1],
+    ["that the bucket is elsewhere", 301, xml("PermanentRedirect"), /answers an error: PermanentRedirect, 301/, 1],
+    ["as a web page does", 200, "<html><body>welcome<br></body>", /answers/, 1],
+    ["nonsense", 500, "{", /answers an error/, 3],
+  ])("%s is told so, after three tries at most", async (_, status, body, message, triesMax) => {
+    const server = await answering((response) => response.writeHead(status).end(body));
+    const error = await refusal(`s3://${BUCKET}`, { endpoint: server.url });
+    expect(error.detail).toMatch(message);
+    expect(server.asked()).toBeLessThanOrEqual(triesMax);
+    server.stop();
+  });
+
+  it("once that it is busy is asked again", async () => {
+    const listing = '<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>';
+    const server = await answering((response, count) =>
+      count === 1 ? response.writeHead(503).end(xml("SlowDown")) : response.writeHead(200).end(listing),
+    );
+    await openObjectStore(`s3://${BUCKET}`, { clock: systemClock }, { ...s3.settings, endpoint: server.url });
+    expect(server.asked()).toBe(2);
+    server.stop();
+  });
+
+  it("with half an object never has it taken for a whole one", async () => {
+    const listing = '<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>';
+    const server = await answering((response, count) => {
+      if (count === 1) return response.writeHead(200).end(listing);
+      response.writeHead(200, { "content-length": 100 }).write("half");
+      setTimeout(() => response.destroy(), 50);
+    });
+    const settings = { ...s3.settings, endpoint: server.url };
+    const store = await openObjectStore(`s3://${BUCKET}`, { clock: systemClock }, settings);
+    const { body } = (await store.get("half"))!;
+    await expect(text(body)).rejects.toMatchObject({ code: "STORAGE_UNAVAILABLE", message: /cannot be reached/ });
+    server.stop();
+  });
+});
+
+/** What speaks HTTP and answers as a test says. */
+async function answering(answer: (response: ServerResponse, count: number) => unknown) {
+  let count = 0;
+  const server = createServer((request, response) => {
+    request.resume();
+    answer(response, ++count);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    asked: () => count,
+    stop: () => {
+      server.close();
+      server.closeAllConnections();
+    },
+  };
+}
 
 function open() {
   return openObjectStore(`s3://${BUCKET}`, { clock: systemClock }, s3.settings);

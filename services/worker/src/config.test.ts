@@ -58,6 +58,9 @@ describe("readWorkerConfig", () => {
       s3: { endpoint: undefined, region: "us-east-1", pathStyle: false },
       attemptsMax: 5,
     });
+    const s3 = { ATELIER_S3_ENDPOINT: "https://s3:9000", ATELIER_S3_REGION: "eu", ATELIER_S3_PATH_STYLE: "true" };
+    expect(bulk({ ...both, ...s3 })?.s3).toEqual({ endpoint: "https://s3:9000", region: "eu", pathStyle: true });
+    expect(() => bulk({ ...both, ATELIER_S3_ENDPOINT: "s3:9000" })).toThrow(/ATELIER_S3_ENDPOINT=s3:9000: must be/);
     expect(() => bulk({ ATELIER_QUEUE: both.ATELIER_QUEUE })).toThrow(
       /ATELIER_OBJECTS must be set beside ATELIER_QUEUE/,
     );
