@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type JobsWorld, startJobs } from "../../services/jobs/src/testing/jobs-world.ts";
-import { S3_CREDENTIALS, type S3Process, startS3 } from "../support/s3.ts";
+import { S3_CREDENTIALS, S3_START_MAX_MS, type S3Process, startS3 } from "../support/s3.ts";
 
 let s3: S3Process;
 let world: JobsWorld;
@@ -13,7 +13,7 @@ beforeAll(async () => {
     ATELIER_S3_ENDPOINT: s3.endpoint,
     ATELIER_S3_PATH_STYLE: "true",
   });
-});
+}, S3_START_MAX_MS);
 afterAll(async () => {
   await world.stop();
   await s3.stop();

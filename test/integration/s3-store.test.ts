@@ -8,7 +8,7 @@ import { ListMultipartUploadsCommand, S3Client } from "@aws-sdk/client-s3";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { objectStoreContract } from "../../packages/object-store/src/object-store.contract.ts";
 import { freePorts } from "../support/free-ports.ts";
-import { S3_CREDENTIALS, type S3Process, startS3 } from "../support/s3.ts";
+import { S3_CREDENTIALS, S3_START_MAX_MS, type S3Process, startS3 } from "../support/s3.ts";
 
 const MEBIBYTE = 1024 * 1024;
 const BUCKET = "pictures";
@@ -18,7 +18,7 @@ let s3: S3Process;
 
 beforeAll(async () => {
   s3 = await startS3(BUCKET, CONTRACT_BUCKET);
-});
+}, S3_START_MAX_MS);
 afterAll(() => s3.stop());
 
 beforeEach(() => {

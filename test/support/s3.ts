@@ -10,6 +10,9 @@ import { freePorts } from "./free-ports.ts";
 /** Of a server on loopback that lives as long as a test. */
 export const S3_CREDENTIALS = { AWS_ACCESS_KEY_ID: "atelier-test", AWS_SECRET_ACCESS_KEY: "no-secret-at-all" };
 
+/** Go builds the server the first time, which takes two processors a minute, and more where Go itself is brought. */
+export const S3_START_MAX_MS = 600_000;
+
 /** An S3 server with the buckets named, in files, on a free port of loopback; ends with this process at the latest. */
 export async function startS3(...buckets: readonly string[]): Promise<S3Process> {
   const [port] = await freePorts(1);
