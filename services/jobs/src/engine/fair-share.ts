@@ -53,22 +53,23 @@ export class FairShare {
 
 class Passes {
   readonly #passes = new Map<string, number>();
-  /** The pass of whoever went last: nobody that has something to do is far behind it. */
+  /** The pass that whoever was given something last had then: the least of all that were there. Nobody is behind it. */
   #now = 0;
 
   get size(): number {
     return this.#passes.size;
   }
 
+  /** Brings who was away to where the others are: those that were there are there already. */
   least(names: readonly string[]): string {
-    for (const name of names) if (!this.#passes.has(name)) this.#passes.set(name, this.#now);
-    const first = names.reduce((best, name) => (this.#passes.get(name)! < this.#passes.get(best)! ? name : best));
-    this.#now = Math.max(this.#now, this.#passes.get(first)!);
-    return first;
+    for (const name of names) this.#passes.set(name, Math.max(this.#passes.get(name) ?? 0, this.#now));
+    return names.reduce((best, name) => (this.#passes.get(name)! < this.#passes.get(best)! ? name : best));
   }
 
   add(name: string, amount: number): void {
-    this.#passes.set(name, (this.#passes.get(name) ?? this.#now) + amount);
+    const pass = this.#passes.get(name) ?? this.#now;
+    this.#now = Math.max(this.#now, pass);
+    this.#passes.set(name, pass + amount);
   }
 
   delete(name: string): void {
