@@ -32,6 +32,8 @@ export class ActiveLease {
   #beat = 0;
   #renewedMs = 0;
   #cancel: (() => void) | undefined;
+  #renewing: Promise<void> = Promise.resolve();
+  #released = false;
 
   /** `onLost`: somebody else may be active from now on; this instance has to end at once. */
   constructor(parts: { records: Records; clock: Clock; log: Logger; onLost: (why: string) => void }) {
@@ -62,11 +64,11 @@ export class ActiveLease {
   }
 
   async release(): Promise<void> {
+    this.#released = true;
     this.#cancel?.();
-    if (this.#revision === undefined) return;
-    this.#revision = undefined;
+    await this.#renewing;
     // Nobody has to wait for it to lapse; where this fails, somebody does.
-    await this.#records.remove(KEY).catch(() => {});
+    if (this.#revision !== undefined && (await this.#isOurs())) await this.#records.remove(KEY).catch(() => {});
   }
 
   async #take(revision: number): Promise<boolean> {
@@ -82,7 +84,10 @@ export class ActiveLease {
   }
 
   #renewLater(): void {
-    this.#cancel = this.#clock.after(LOOK_MS, () => void this.#renew());
+    if (this.#released) return;
+    this.#cancel = this.#clock.after(LOOK_MS, () => {
+      this.#renewing = this.#renew();
+    });
   }
 
   async #renew(): Promise<void> {
@@ -90,9 +95,9 @@ export class ActiveLease {
       this.#revision = await this.#records.put(KEY, this.#value(), this.#revision!);
       this.#renewedMs = this.#clock.nowMs();
     } catch (error) {
-      if (this.#revision === undefined) return;
-      if (error instanceof ServingError && error.code === "CONFLICT" && !(await this.#isOurs())) {
-        return this.#onLost("another instance took over");
+      if (error instanceof ServingError && error.code === "CONFLICT" && (await this.#isOurs()) === false) {
+        if (!this.#released) this.#onLost("another instance took over");
+        return;
       }
       // Away with the queue, so is everybody else who would take over: nothing is decided without it.
       this.#log.warn(
@@ -100,15 +105,20 @@ export class ActiveLease {
         "the active lease was not renewed",
       );
     }
-    if (this.#revision !== undefined) this.#renewLater();
+    this.#renewLater();
   }
 
-  /** A renewal whose answer was lost. */
-  async #isOurs(): Promise<boolean> {
-    const found = await this.#records.get(KEY).catch(() => undefined);
-    if (found === undefined || (JSON.parse(found.value) as Holder).id !== this.#id) return false;
-    this.#revision = found.revision;
-    return true;
+  /** A renewal whose answer was lost left it ours. Undefined where nobody can tell now. */
+  async #isOurs(): Promise<boolean | undefined> {
+    try {
+      const found = await this.#records.get(KEY);
+      if (found === undefined || (JSON.parse(found.value) as Holder).id !== this.#id) return false;
+      this.#revision = found.revision;
+      return true;
+    } catch (error) {
+      if (!(error instanceof ServingError)) throw error;
+      return undefined;
+    }
   }
 
   #value(): string {

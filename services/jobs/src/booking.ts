@@ -55,12 +55,19 @@ export class Booking {
   async book(): Promise<void> {
     const changed: UsageTotal[] = [];
     const left = new Map(this.#booked);
+    const unasked = new Set(this.#held);
     for (const total of this.#options.usage()) {
+      unasked.delete(total.tenant);
       const key = keyOf(total);
       left.delete(key);
       if (this.#booked.get(key) !== total.images || this.#held.has(total.tenant)) changed.push(total);
     }
     for (const key of left.keys()) this.#booked.delete(key); // of jobs that were deleted
+    // All their jobs are gone, and nobody would be asked about them any more: their next picture tells.
+    for (const tenant of unasked) {
+      this.#held.delete(tenant);
+      this.#options.onStanding(tenant, null);
+    }
     for (let from = 0; from < changed.length; from += BATCH_MAX) {
       if (!(await this.#bookBatch(changed.slice(from, from + BATCH_MAX)))) return;
     }
