@@ -10,9 +10,9 @@ import { parseArgs } from "node:util";
 import { type Random, seededRandom } from "@atelier/core";
 import { TEST_BUNDLE } from "@atelier/worker/testing/test-bundle";
 import { freePorts } from "../support/free-ports.ts";
+import { KillableService } from "../support/killable-service.ts";
 import { startNats } from "../support/nats.ts";
 import { startRedis } from "../support/redis.ts";
-import { KillableService } from "./killable-service.ts";
 import { SmallDisk } from "./small-disk.ts";
 
 const { values } = parseArgs({

@@ -51,6 +51,10 @@ const RETRY_MS = 1_000;
 /** A command is in effect when its event came back from the log. */
 const COMMAND_MS = 10_000;
 const RECORD_PREFIX = "jobs.";
+/** What it may be kept from. */
+const READING = "reading the event log";
+const HANDING_OUT = "handing items out";
+const QUEUE = "the queue";
 
 /**
  * All jobs: takes their events in, hands their items out, and carries out what their owners wish.
@@ -70,13 +74,14 @@ export class JobEngine implements Jobs {
   /** Publishing and commands take turns: nothing is handed out of a job while it is taken back. */
   readonly #turn = new Turn();
   readonly #waiters = new Set<(event: JobEvent) => void>();
-  readonly #ends: (() => void)[] = [];
+  readonly #ends = new Set<() => void>();
   /** Told of each item that ends while this process looks on. Must not throw. */
   onOutcome: (ended: EndedItem) => void = () => {};
   #sequence = 0;
   /** The log was read up to where it was at the start: from then on it is news. */
   #live = false;
-  #trouble: string | undefined;
+  /** What keeps it from going on, by what it was at. */
+  readonly #troubles = new Map<string, string>();
   #wake = Promise.withResolvers<void>();
   #loops: Promise<void>[] = [];
 
@@ -93,15 +98,15 @@ export class JobEngine implements Jobs {
     this.#loops.push(this.#follow(until, () => caughtUp.resolve()));
     await Promise.race([caughtUp.promise, aborted(this.#stop.signal)]);
     this.#live = true;
-    this.#ends.push(queue.work.onProgress((progress) => this.#heard(progress)));
-    this.#ends.push(queue.work.onLost(() => void this.#recallAll("the work queue was made anew")));
+    this.#ends.add(queue.work.onProgress((progress) => this.#heard(progress)));
+    this.#ends.add(queue.work.onLost(() => this.#onLost()));
     await this.#recallAll("start");
     this.#loops.push(this.#release(), this.#sweep());
   }
 
   /** What keeps it from going on; undefined: nothing. */
   get trouble(): string | undefined {
-    if (this.#trouble !== undefined) return this.#trouble;
+    for (const why of this.#troubles.values()) return why;
     for (const { unreadable, wantsWork } of this.#jobs.values()) if (wantsWork && unreadable) return unreadable;
     return undefined;
   }
@@ -115,6 +120,9 @@ export class JobEngine implements Jobs {
 
   async accept(record: JobRecord): Promise<void> {
     this.#checkOpen();
+    // A job that nothing can be told of is not taken on.
+    const why = this.#troubles.get(READING) ?? this.#troubles.get(QUEUE);
+    if (why !== undefined) throw new ServingError("STORAGE_UNAVAILABLE", why);
     const { queue } = this.#options;
     const revision = await queue.records.put(RECORD_PREFIX + record.id, JSON.stringify(record), 0);
     const job = new KeptJob(record, revision);
@@ -245,12 +253,12 @@ export class JobEngine implements Jobs {
     while (!this.#stop.signal.aborted) {
       try {
         for await (const batch of this.#options.queue.events.follow(this.#sequence, this.#stop.signal)) {
-          this.#relieved();
+          this.#relieved(READING);
           this.#applyAll(batch);
           if (this.#sequence >= until) caughtUp();
         }
       } catch (error) {
-        if (!this.#stop.signal.aborted) await this.#troubled("reading the event log", error);
+        if (!this.#stop.signal.aborted) await this.#troubled(READING, error);
       }
     }
   }
@@ -312,6 +320,7 @@ export class JobEngine implements Jobs {
   async #end(job: KeptJob): Promise<void> {
     this.#shares[job.record.priority].forget({ jobId: job.record.id, tenant: job.record.tenant });
     job.feed = undefined;
+    const what = `ending job ${job.record.id}`;
     // Until the end has come back from the log: a retry may come between, and then there is another end.
     while (!this.#stop.signal.aborted && isToEnd(job)) {
       try {
@@ -323,9 +332,10 @@ export class JobEngine implements Jobs {
           await this.#appendAndWait(job, { status: JobStatus.DONE }, `done.${retries}`);
         });
       } catch (error) {
-        await this.#troubled(`ending job ${job.record.id}`, error);
+        await this.#troubled(what, error);
       }
     }
+    this.#relieved(what);
   }
 
   #heard({ jobId, itemIndex, stepsDone, stepsTotal, workerId }: ItemProgress): void {
@@ -344,10 +354,11 @@ export class JobEngine implements Jobs {
     while (!this.#stop.signal.aborted) {
       const wake = this.#wake.promise;
       try {
-        if (await this.#turn.take(() => this.#handOut())) continue;
-        this.#relieved();
+        const more = await this.#turn.take(() => this.#handOut());
+        this.#relieved(HANDING_OUT);
+        if (more) continue;
       } catch (error) {
-        await this.#troubled("handing items out", error);
+        await this.#troubled(HANDING_OUT, error);
         continue;
       }
       await wake;
@@ -436,6 +447,11 @@ export class JobEngine implements Jobs {
 
   // Taking back
 
+  #onLost(): void {
+    this.#options.log.warn("the work queue was deleted and is there again, empty: handing out again what it held");
+    void this.#recallAll("the work queue was made anew");
+  }
+
   async #recallAll(why: string, which: (job: KeptJob) => boolean = () => true): Promise<void> {
     for (const job of [...this.#jobs.values()].filter(which)) {
       if (job.record.deleting) {
@@ -493,30 +509,45 @@ export class JobEngine implements Jobs {
         const ended = (status === "done" || status === "cancelled") && ledger.endedAtMs !== undefined;
         if (ended && nowMs > ledger.endedAtMs! + (record.deleteAfterMs ?? keptMs)) await this.#removeOld(job);
       }
-      await this.#findLost();
+      await this.#look();
       this.#wake.resolve();
+    }
+  }
+
+  /** Whether the queue has all its parts, and the items that it should. */
+  async #look(): Promise<void> {
+    try {
+      await this.#options.queue.check();
+      await this.#findLost();
+      this.#relieved(QUEUE);
+    } catch (error) {
+      await this.#troubled(QUEUE, error);
     }
   }
 
   /** A pause, a cancellation or another recall that the queue's absence or a crash cut short. */
   async #finish(job: KeptJob): Promise<void> {
+    const what = `taking back items of job ${job.record.id}`;
     const isCancelled = () => job.record.wish === "cancel" && job.ledger.endedAtMs === undefined;
     const finish = async () => {
       if (job.record.deleting || !(job.recalling || isCancelled())) return;
       await this.#recall(job, {}, { stop: job.record.wish === "cancel" });
       if (isCancelled()) await this.#appendAndWait(job, { status: JobStatus.CANCELLED });
     };
-    await this.#turn
-      .take(finish)
-      .catch((error: unknown) => this.#troubled(`taking back items of job ${job.record.id}`, error));
+    await this.#turn.take(finish).then(
+      () => this.#relieved(what),
+      (error: unknown) => this.#troubled(what, error),
+    );
   }
 
   async #removeOld(job: KeptJob): Promise<void> {
+    const what = `deleting job ${job.record.id}`;
     try {
       void this.#removeAll(await this.#turn.take(() => this.#markDeleted(job.record.id)));
+      this.#relieved(what);
     } catch (error) {
-      if (error instanceof ServingError && error.code === "NOT_FOUND") return; // its owner was faster
-      await this.#troubled(`deleting job ${job.record.id}`, error);
+      if (error instanceof ServingError && error.code === "NOT_FOUND") return this.#relieved(what); // its owner was faster
+      await this.#troubled(what, error);
     }
   }
 
@@ -525,15 +556,16 @@ export class JobEngine implements Jobs {
    * without any that ended meanwhile: somebody took them out by hand.
    */
   async #findLost(): Promise<void> {
-    const depths = await this.#options.queue.work.depths().catch(() => undefined);
-    if (depths === undefined) return;
+    const { work, events } = this.#options.queue;
+    const depths = await work.depths();
     const queued = new Set<string>();
     for (const { priorityClass, model, waiting, held } of depths) {
       const priority = JOB_PRIORITIES.find((name) => PRIORITY_CLASS[name] === priorityClass);
       if (priority !== undefined && waiting + held > 0) queued.add(laneOf(priority, model));
     }
     const lost = this.#lanes.lost(queued);
-    if (lost.length === 0) return;
+    // Or they have ended, and this process has not read that yet.
+    if (lost.length === 0 || (await events.lastSequence()) > this.#sequence) return;
     this.#options.log.warn({ lanes: lost }, "items that were handed out are not in the queue any more: out again");
     const isHit = (job: KeptJob) => [...job.outLanes.values()].some((lane) => lost.includes(lane));
     await this.#recallAll("items are missing from the queue", isHit);
@@ -553,7 +585,7 @@ export class JobEngine implements Jobs {
   }
 
   async #carryOutRemoval(job: KeptJob): Promise<void> {
-    const { queue, clock, removeObjects, leaseMs } = this.#options;
+    const { queue, clock, log, removeObjects, leaseMs } = this.#options;
     const { id } = job.record;
     await this.#persistently(`deleting job ${id}`, async () => {
       await queue.work.withdraw(id, { stop: true });
@@ -568,9 +600,16 @@ export class JobEngine implements Jobs {
     this.#jobs.delete(id);
     for (const share of Object.values(this.#shares)) share.forget({ jobId: id, tenant: job.record.tenant });
     this.#tell({ type: "removed", job: view });
-    // A worker that could not be told may have written one more.
-    const cancel = clock.after(leaseMs, () => void removeObjects(id).catch(() => {}));
-    this.#ends.push(cancel);
+    // A worker that could not be told may have written one more, and said so.
+    const removeLate = async () => {
+      this.#ends.delete(cancel);
+      await removeObjects(id);
+      await queue.events.remove(id);
+    };
+    const cancel = clock.after(leaseMs, () => {
+      removeLate().catch((err: unknown) => log.warn({ err, jobId: id }, "something of a deleted job may be left"));
+    });
+    this.#ends.add(cancel);
   }
 
   // Commands
@@ -607,7 +646,7 @@ export class JobEngine implements Jobs {
     return this.#withinCommand(result, () => {
       if (state === "begun") return "the queue is slow: the change was begun, and may still come into effect";
       state = "given up";
-      return `the queue is slow: nothing was changed (${this.#trouble ?? "others wait for it as well"})`;
+      return `the queue is slow: nothing was changed (${this.trouble ?? "others wait for it as well"})`;
     });
   }
 
@@ -646,14 +685,25 @@ export class JobEngine implements Jobs {
   async #save(job: KeptJob, change: Partial<JobRecord>): Promise<void> {
     const record = { ...job.record, ...change };
     const { records } = this.#options.queue;
-    job.revision = await records
-      .put(RECORD_PREFIX + record.id, JSON.stringify(record), job.revision)
-      .catch(async (error) => {
-        // An answer that was lost: the revision that is there is ours, since nobody else writes.
-        if (!(error instanceof ServingError) || error.code !== "CONFLICT") throw error;
-        const kept = await records.get(RECORD_PREFIX + record.id);
-        return records.put(RECORD_PREFIX + record.id, JSON.stringify(record), kept?.revision ?? 0);
-      });
+    const key = RECORD_PREFIX + record.id;
+    const value = JSON.stringify(record);
+    try {
+      job.revision = await records.put(key, value, job.revision);
+    } catch (error) {
+      if (!(error instanceof ServingError) || error.code !== "CONFLICT") {
+        job.unsure = value;
+        throw error;
+      }
+      // Our own last one, whose answer was lost; or that of an instance that took over, as this one is about to hear.
+      const kept = await records.get(key);
+      if (kept === undefined || kept.value !== job.unsure) {
+        throw new ServingError(
+          "STORAGE_UNAVAILABLE",
+          `job ${record.id} was changed by another instance of the service`,
+        );
+      }
+      job.revision = await records.put(key, value, kept.revision);
+    }
     job.record = record;
   }
 
@@ -697,7 +747,7 @@ export class JobEngine implements Jobs {
     while (!this.#stop.signal.aborted) {
       try {
         await run();
-        return;
+        return this.#relieved(what);
       } catch (error) {
         await this.#troubled(what, error);
       }
@@ -708,15 +758,15 @@ export class JobEngine implements Jobs {
   async #troubled(what: string, thrown: unknown): Promise<void> {
     const error = toServingError(thrown);
     if (error.code === "INTERNAL") this.#options.log.error({ err: thrown }, `${what} failed`);
-    else if (this.#trouble !== error.detail) this.#options.log.warn({ reason: error.detail }, `${what} waits`);
-    this.#trouble = error.detail;
+    else if (this.#troubles.get(what) !== error.detail) {
+      this.#options.log.warn({ reason: error.detail }, `${what} waits`);
+    }
+    this.#troubles.set(what, error.detail);
     await delay(this.#options.clock, RETRY_MS, this.#stop.signal);
   }
 
-  #relieved(): void {
-    if (this.#trouble === undefined) return;
-    this.#trouble = undefined;
-    this.#options.log.info("jobs go on");
+  #relieved(what: string): void {
+    if (this.#troubles.delete(what)) this.#options.log.info(`${what} goes on`);
   }
 }
 

@@ -2,7 +2,7 @@ import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
 
 const START_MAX_MS = 120_000;
-const OUTPUT_KEPT_CHARS = 4_000;
+const OUTPUT_KEPT_CHARS = 16_000;
 
 /** One of our services as a process at a fixed address, which is killed and started again. */
 export class KillableService {
@@ -22,6 +22,11 @@ export class KillableService {
 
   get pid(): number | undefined {
     return this.#child?.pid;
+  }
+
+  /** The end of what it wrote, over all its lives. */
+  get output(): string {
+    return this.#output;
   }
 
   /** Resolves when it listens. @throws with its output where it does not. */
@@ -53,6 +58,15 @@ export class KillableService {
       }),
     ]);
     clearTimeout(timer);
+  }
+
+  /** Stands still as one that hangs does. */
+  pause(): void {
+    this.#child?.kill("SIGSTOP");
+  }
+
+  resume(): void {
+    this.#child?.kill("SIGCONT");
   }
 
   /** As a power cut does: no word to anybody. */
