@@ -3,6 +3,8 @@ import type { JobQueue, Kept, LoggedEvent, QueueDepth } from "@atelier/job-queue
 import { itemId } from "@atelier/job-queue";
 import type { ItemProgress, JobEvent, WorkItem } from "@atelier/proto";
 
+const TIMEOUT_MS = 5_000;
+
 export interface SimItem {
   readonly item: WorkItem;
   attempts: number;
@@ -29,6 +31,8 @@ export class SimQueue {
   #sequence = 0;
   #connection: SimConnection | undefined;
   bad = 0;
+  /** Whether nothing answers: every call fails when its deadline is over. */
+  away = false;
 
   constructor(world: { clock: ManualClock; random: Random; note: (what: string) => void }) {
     this.#clock = world.clock;
@@ -212,6 +216,10 @@ export class SimConnection {
   /** Never settles in a process that is dead. */
   async #call<T>(run: () => T): Promise<T> {
     const queue = this.#queue;
+    if (queue.away) {
+      await this.#wait(TIMEOUT_MS);
+      throw away("the queue does not answer");
+    }
     await this.#wait(queue.delayMs());
     if (queue.happens(queue.bad)) throw this.#met("a call failed and did nothing");
     const result = run();
