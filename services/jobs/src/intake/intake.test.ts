@@ -634,6 +634,27 @@ describe("A submission that comes to nothing", () => {
     expect((await world.stored()).filter((key) => !key.startsWith("idem."))).toEqual([]);
   });
 
+  it("leaves nothing once the queue is back, where it went away before that could be removed; until then its key is in progress", async () => {
+    const world = await opened();
+    const away = new ServingError("STORAGE_UNAVAILABLE", "the queue is away");
+    const sheet = { body: "prompt\na\n", idempotencyKey: "k" };
+    Object.assign(world.faults, { accept: away, remove: away });
+    await expect(world.submit(sheet)).rejects.toMatchObject({ code: "STORAGE_UNAVAILABLE" });
+    delete world.faults.accept;
+    expect(await world.submit(sheet)).toEqual({ type: "in_progress" });
+    world.clock.advance(1_000);
+    expect(await world.submit(sheet)).toEqual({ type: "in_progress" });
+
+    delete world.faults.remove;
+    await expect
+      .poll(async () => {
+        world.clock.advance(1_000);
+        return (await world.stored()).filter((key) => !key.startsWith("idem."));
+      })
+      .toEqual([]);
+    await expect.poll(async () => (await world.submit(sheet)).type).toBe("accepted");
+  });
+
   it("leaves chunks where its process is killed, which are removed an hour later, and never those of a job", async () => {
     const world = await opened();
     const { record } = await world.accepted({ body: "prompt\na\n" });

@@ -4,6 +4,7 @@ import { readStrictly } from "@atelier/http";
 import type { Records } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
 import type { Logger } from "@atelier/telemetry";
+import { delay } from "../delay.ts";
 import type { ItemShape, ItemSpec, JobRecord, JobSource, JobWebhook } from "../job.ts";
 import type { Gateway, ItemSource, JobCaller, Jobs } from "../ports.ts";
 import { ChunkWriter } from "./chunks.ts";
@@ -32,6 +33,7 @@ export interface IntakeOptions {
 }
 
 const PREVIEW_ITEMS = 20;
+const UNDO_AGAIN_MS = 1_000;
 const SWEEP_MS = 60 * 60 * 1_000;
 const DAY_MS = 86_400_000;
 
@@ -53,6 +55,8 @@ export class Intake implements JobIntake {
   readonly #idempotency: IdempotencyRecords;
   readonly #leftovers: Leftovers;
   readonly #stop = new AbortController();
+  /** Jobs that came to nothing, of which something may be stored still. */
+  readonly #undoing = new Set<string>();
   #cancelSweep = () => {};
 
   constructor(options: IntakeOptions) {
@@ -83,6 +87,7 @@ export class Intake implements JobIntake {
     if (submission.dryRun || idempotencyKey === undefined) return this.#take(submission, signal, undefined);
     const entry = await this.#idempotency.enter(caller.tenant, idempotencyKey);
     if (entry.type === "in_progress") return entry;
+    if (entry.type === "used" && this.#undoing.has(entry.jobId)) return { type: "in_progress" };
     if (entry.type === "used") {
       const upload = this.#upload(submission, signal);
       for await (const _ of upload.bytes) signal.throwIfAborted();
@@ -201,16 +206,36 @@ export class Intake implements JobIntake {
     }
   }
 
-  /** Of a job that may have been accepted although nobody heard so, the record goes first. */
+  /** Now, or as soon as the storage answers again: until then its idempotency key is in progress. */
   async #undo(id: string, writer: ChunkWriter, accepting: boolean): Promise<void> {
+    if (await this.#isUndone(id, writer, accepting)) return;
+    this.#undoing.add(id);
+    void this.#undoLater(id, writer, accepting);
+  }
+
+  async #undoLater(id: string, writer: ChunkWriter, accepting: boolean): Promise<void> {
+    const { clock, log } = this.#options;
+    do {
+      await delay(clock, UNDO_AGAIN_MS, this.#stop.signal);
+      // What is left then is found by a sweep, and what was accepted by the next start.
+      if (this.#stop.signal.aborted) return;
+    } while (!(await this.#isUndone(id, writer, accepting)));
+    this.#undoing.delete(id);
+    log.info({ job: id }, "what a refused submission wrote is gone");
+  }
+
+  /** Of a job that may have been accepted although nobody heard so, the record goes first. */
+  async #isUndone(id: string, writer: ChunkWriter, accepting: boolean): Promise<boolean> {
     const { records, log } = this.#options;
     try {
       if (accepting) await records.remove(`jobs.${id}`);
       await writer.discard();
       await this.#leftovers.end(id, { settled: true });
+      return true;
     } catch (error) {
-      log.warn({ job: id, error }, "what a refused submission wrote stays until the next sweep");
+      if (!this.#undoing.has(id)) log.warn({ job: id, error }, "what a refused submission wrote stays for a while");
       await this.#leftovers.end(id, { settled: false });
+      return false;
     }
   }
 

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { ManualClock, type ServingError } from "@atelier/core";
-import { openJobQueue } from "@atelier/job-queue";
+import { openJobQueue, type Records } from "@atelier/job-queue";
 import { openObjectStore } from "@atelier/object-store";
 import { ChunkItems, Intake, type JobPreview, type Submission, type Submitted } from "../intake/index.ts";
 import type { ItemShape, ItemSpec, JobRecord } from "../job.ts";
@@ -44,8 +44,8 @@ export async function intakeWorld({ uploadBytesMax = 2 ** 30, itemsMax = 1_000_0
     },
     { clock, onProblem: () => {} },
   );
-  /** What the gateway answers with, and what is thrown although a job was stored. */
-  const faults: { gateway?: ServingError; accept?: ServingError } = {};
+  /** What the gateway answers with, what is thrown although a job was stored, and where a record is to be removed. */
+  const faults: { gateway?: ServingError; accept?: ServingError; remove?: ServingError } = {};
   const drafts: ShapeDraft[] = [];
   const items = new ChunkItems(objects);
   const jobs = {
@@ -64,7 +64,16 @@ export async function intakeWorld({ uploadBytesMax = 2 ** 30, itemsMax = 1_000_0
   };
   const log = { info: () => {}, warn: () => {} };
   const limits = { uploadBytesMax, itemsMax };
-  const newIntake = () => new Intake({ records: queue.records, objects, items, jobs, gateway, clock, log, limits });
+  const records: Records = {
+    get: (key) => queue.records.get(key),
+    put: (...record) => queue.records.put(...record),
+    list: (prefix) => queue.records.list(prefix),
+    remove: async (key) => {
+      if (faults.remove !== undefined) throw faults.remove;
+      await queue.records.remove(key);
+    },
+  };
+  const newIntake = () => new Intake({ records, objects, items, jobs, gateway, clock, log, limits });
   const intake = newIntake();
   const submit = ({ body, ...said }: Sheet): Promise<Submitted> =>
     intake.submit({
