@@ -3,12 +3,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, ManualClock, ServingError, seededRandom, systemClock } from "@atelier/core";
 import { type JobQueue, type Lease, openJobQueue } from "@atelier/job-queue";
-import { PriorityClass } from "@atelier/proto";
+import { JobStatus, PriorityClass } from "@atelier/proto";
 import { createLogger } from "@atelier/telemetry";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import type { JobRecord } from "../job.ts";
 import type { ItemSource } from "../ports.ts";
-import { type Ending, itemsOf, jobRecord, outcome } from "../testing/job-parts.ts";
+import { change, type Ending, itemsOf, jobRecord, outcome } from "../testing/job-parts.ts";
 import { SimQueue } from "../testing/sim-queue.ts";
 import { JobEngine } from "./job-engine.ts";
 
@@ -371,6 +371,64 @@ describe("JobEngine while the queue does not answer", () => {
   );
 });
 
+describe("JobEngine between two events", () => {
+  it("tells an end once, though the log says it twice", async () => {
+    const { queue, news, pass } = await simulated();
+    endAll(queue);
+    await pass(5_000);
+    queue.append(change("DONE"), "job_a.done.again");
+    await pass(5_000);
+    expect(news.filter((type) => type === "ended")).toHaveLength(1);
+  });
+
+  // The answer was lost, a repeat of an outcome came in, and the end was written under another name.
+  it("writes an end under one name, however often it has to be written", async () => {
+    const { queue, pass } = await simulated();
+    const ids: string[] = [];
+    const append = queue.append.bind(queue);
+    queue.append = (event, id) => {
+      ids.push(id);
+      if (ids.length === 1) throw new ServingError("STORAGE_UNAVAILABLE", "not now");
+      append(event, id);
+    };
+    for (let index = 0; index < 10; index++) append(outcome(index), `job_a.${index}.1`);
+    await pass(500);
+    append(outcome(3), "job_a.3.2");
+    await pass(5_000);
+    expect(ids).toEqual(["job_a.done.0", "job_a.done.0"]);
+  });
+
+  // A change of priority that ended after the job's last item wrote that the job was done, before its manifest was.
+  it("leaves it to the end to say that a job is done, also where its class changes meanwhile", async () => {
+    const { engine, queue, pass, donesBeforeEnds } = await simulated();
+    await pass(2_000);
+    queue.delayMs = () => 1_000;
+    const changed = engine.setPriority("job_a", "standard");
+    endAll(queue);
+    await pass(20_000);
+    expect((await changed).status).toBe("done");
+    expect([engine.get("job_a")!.endedAtMs !== null, donesBeforeEnds]).toEqual([true, [0]]);
+  });
+
+  it("hands an item out again whose worker was heard of before it was taken back, and not for a lease's time since", async () => {
+    const { queue, pass } = await simulated();
+    await pass(2_000);
+    const steps = { stepsDone: 1, stepsTotal: 20, workerId: "w1", round: 1 };
+    queue.report({ $typeName: "atelier.v1.ItemProgress", jobId: "job_a", itemIndex: 4, ...steps });
+    await pass(250);
+    queue.lose({ told: true });
+    await pass(3_000);
+    const waiting = () => [...queue.items.values()].map(({ item }) => item.itemIndex);
+    expect([waiting().length, waiting().includes(4)]).toEqual([9, false]);
+    await pass(6_000);
+    expect(waiting()).toContain(4);
+  });
+});
+
+function endAll(queue: SimQueue): void {
+  for (let index = 0; index < 10; index++) queue.append(outcome(index), `job_a.${index}.1`);
+}
+
 /** The next record is stored, and then nothing answers. */
 function goesAwayAfterAPut(queue: SimQueue): void {
   const put = queue.put.bind(queue);
@@ -381,6 +439,7 @@ function goesAwayAfterAPut(queue: SimQueue): void {
   };
 }
 
+const { DONE } = JobStatus;
 const START_MS = Date.now();
 const FAST: Clock = {
   nowMs: () => START_MS + (Date.now() - START_MS) * 10,
@@ -394,16 +453,23 @@ const until = (fact: () => boolean | Promise<boolean>) =>
 async function simulated() {
   const clock = new ManualClock(1_000_000);
   const queue = new SimQueue({ clock, random: seededRandom(1), note: () => {} });
+  /** Ends that the log told of whenever one was made ready. */
+  const donesBeforeEnds: number[] = [];
   const engine = new JobEngine({
     queue: queue.connect().jobQueue,
     items: itemsOf(() => 10),
     clock,
     log: createLogger("jobs", "silent"),
-    beforeEnd: async () => {},
+    beforeEnd: async () => {
+      const dones = queue.log.filter(({ event: { event } }) => event.case === "change" && event.value.status === DONE);
+      donesBeforeEnds.push(dones.length);
+    },
     removeObjects: async () => {},
     leaseMs: 5_000,
     keptMs: 1e9,
   });
+  const news: string[] = [];
+  engine.onChange(({ type }) => void news.push(type));
   const settled = () => new Promise<void>((resolve) => setImmediate(resolve));
   const pass = async (ms: number) => {
     for (let passed = 0; passed < ms; passed += 250) {
@@ -414,5 +480,5 @@ async function simulated() {
   };
   await engine.start();
   await engine.accept(jobRecord());
-  return { engine, queue, clock, pass };
+  return { engine, queue, clock, pass, news, donesBeforeEnds };
 }
