@@ -230,6 +230,30 @@ describe("JobEngine on a queue file", () => {
     expect(engine.trouble).toBeUndefined();
   });
 
+  it("overwrites nothing that another instance wrote, and takes on nothing while a part of the queue is missing", async () => {
+    const { engine } = await started();
+    const id = await accepted(engine, { itemCount: 2 });
+    const key = `jobs.${id}`;
+    const kept = (await queue.records.get(key))!;
+    const theirs = JSON.stringify({ ...JSON.parse(kept.value), round: 7, wish: "cancel" });
+    const revision = await queue.records.put(key, theirs, kept.revision);
+    await expect(engine.pause(id)).rejects.toMatchObject({
+      code: "STORAGE_UNAVAILABLE",
+      detail: expect.stringContaining("another instance"),
+    });
+    expect(await queue.records.get(key)).toMatchObject({ value: theirs, revision });
+    expect(engine.get(id)?.status).toBe("queued");
+    await queue.records.remove(key);
+
+    const missing = new ServingError("STORAGE_UNAVAILABLE", "the log is gone");
+    const check = vi.spyOn(queue, "check").mockRejectedValue(missing);
+    await until(() => engine.trouble === "the log is gone");
+    await expect(accepted(engine, { itemCount: 1 })).rejects.toMatchObject(missing);
+    check.mockRestore();
+    await until(() => engine.trouble === undefined);
+    await accepted(engine, { itemCount: 1 });
+  });
+
   it("lists jobs newest first, by tenant, status and part of the name, a page at a time", async () => {
     const { engine } = await started();
     engine.hold("shop", "later");

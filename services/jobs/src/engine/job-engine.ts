@@ -1,4 +1,4 @@
-import { type Clock, invariant, newId, ServingError, toServingError } from "@atelier/core";
+import { type Clock, invariant, newId, ServingError, sha256, toServingError } from "@atelier/core";
 import type { JobQueue, Kept, LoggedEvent } from "@atelier/job-queue";
 import { type ItemProgress, type JobEvent, JobEventSchema, JobStatus, type WorkItem } from "@atelier/proto";
 import type { Logger } from "@atelier/telemetry";
@@ -687,16 +687,15 @@ export class JobEngine implements Jobs {
     const { records } = this.#options.queue;
     const key = RECORD_PREFIX + record.id;
     const value = JSON.stringify(record);
+    // Until somebody says so, this one may be stored or not.
+    job.unsure.add(sha256(value));
     try {
       job.revision = await records.put(key, value, job.revision);
     } catch (error) {
-      if (!(error instanceof ServingError) || error.code !== "CONFLICT") {
-        job.unsure = value;
-        throw error;
-      }
-      // Our own last one, whose answer was lost; or that of an instance that took over, as this one is about to hear.
+      if (!(error instanceof ServingError) || error.code !== "CONFLICT") throw error;
+      // One of ours, whose answer was lost; or that of an instance that took over, as this one is about to hear.
       const kept = await records.get(key);
-      if (kept === undefined || kept.value !== job.unsure) {
+      if (kept === undefined || !job.unsure.has(sha256(kept.value))) {
         throw new ServingError(
           "STORAGE_UNAVAILABLE",
           `job ${record.id} was changed by another instance of the service`,
@@ -704,6 +703,7 @@ export class JobEngine implements Jobs {
       }
       job.revision = await records.put(key, value, kept.revision);
     }
+    job.unsure.clear();
     job.record = record;
   }
 

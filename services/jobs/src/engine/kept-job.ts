@@ -28,8 +28,8 @@ export class KeptJob {
   untold = false;
   /** What is handed out of it is being taken back, and some of it may not be yet. */
   recalling = false;
-  /** The last of its record's values that may have been stored although nobody said so. */
-  unsure: string | undefined;
+  /** Digests of values of its record that may have been stored although nobody said so. */
+  readonly unsure = new Set<string>();
   /** Why its items cannot be read. */
   unreadable: string | undefined;
   /** Everything of it is being removed. */
