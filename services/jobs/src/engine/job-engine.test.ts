@@ -399,9 +399,9 @@ describe("JobEngine between two events", () => {
   it("tells an end once, though the log says it twice", async () => {
     const { queue, news, pass } = await simulated();
     endAll(queue);
-    await pass(5_000);
+    await pass(15_000);
     queue.append(change("DONE"), "job_a.done.again");
-    await pass(5_000);
+    await pass(15_000);
     expect(news.filter((type) => type === "ended")).toHaveLength(1);
   });
 
@@ -417,8 +417,9 @@ describe("JobEngine between two events", () => {
     };
     for (let index = 0; index < 10; index++) append(outcome(index), `job_a.${index}.1`);
     await pass(500);
+    await pass(10_500);
     append(outcome(3), "job_a.3.2");
-    await pass(5_000);
+    await pass(20_000);
     expect(ids).toEqual(["job_a.done.0", "job_a.done.0"]);
   });
 
@@ -429,7 +430,7 @@ describe("JobEngine between two events", () => {
     queue.delayMs = () => 1_000;
     const changed = engine.setPriority("job_a", "standard");
     endAll(queue);
-    await pass(20_000);
+    await pass(30_000);
     expect((await changed).status).toBe("done");
     expect([engine.get("job_a")!.endedAtMs !== null, donesBeforeEnds]).toEqual([true, [0]]);
   });
@@ -477,7 +478,7 @@ const until = (fact: () => boolean | Promise<boolean>) =>
 async function simulated() {
   const clock = new ManualClock(1_000_000);
   const queue = new SimQueue({ clock, random: seededRandom(1), note: () => {} });
-  /** Ends that the log told of whenever one was made ready. */
+  /** Ends that the log told of whenever one had been made ready, which takes ten seconds. */
   const donesBeforeEnds: number[] = [];
   const engine = new JobEngine({
     queue: queue.connect().jobQueue,
@@ -485,6 +486,7 @@ async function simulated() {
     clock,
     log: createLogger("jobs", "silent"),
     beforeEnd: async () => {
+      await new Promise<void>((resolve) => clock.after(10_000, resolve));
       const dones = queue.log.filter(({ event: { event } }) => event.case === "change" && event.value.status === DONE);
       donesBeforeEnds.push(dones.length);
     },
