@@ -183,7 +183,11 @@ class World {
 
   get isOver(): boolean {
     if (!this.#started || this.#commands.size > 0 || this.accepted.length === 0) return false;
-    return [...this.engine.kept()].every(({ record, ledger }) => !record.deleting && ledger.endedAtMs !== undefined);
+    return [...this.engine.kept()].every(({ record, ledger, sequence }) => {
+      // A retry that its owner heard had failed may be in the log, and not be read yet.
+      const isRead = this.queue.log.every(({ event, sequence: last }) => event.jobId !== record.id || last <= sequence);
+      return isRead && !record.deleting && ledger.endedAtMs !== undefined;
+    });
   }
 
   get state(): string {
