@@ -18,7 +18,7 @@ function documented(service: string): string[] {
 }
 
 describe("docs/configuration.md", () => {
-  it.each(["gateway", "worker"])("names exactly the variables that the %s reads", (service) => {
+  it.each(["gateway", "worker", "jobs"])("names exactly the variables that the %s reads", (service) => {
     expect(declared(service).length).toBeGreaterThan(5);
     expect(documented(service)).toEqual(declared(service));
   });

@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { IssuedKey, KeyAdmin } from "../tenants/admin.ts";
 import type { KnownKey, TenantDirectory } from "../tenants/directory.ts";
-import { DEFAULT_TENANT, keyFields } from "../tenants/records.ts";
+import { DEFAULT_TENANT, keyFields, SCOPES } from "../tenants/records.ts";
 
 export interface AdminKeysOptions {
   readonly admin: KeyAdmin;
@@ -84,9 +84,7 @@ const createBody = z
     name: keyFields.name.describe("a text of 1 to 200 characters that says whose it is"),
     tenant: keyFields.tenant.default(DEFAULT_TENANT),
     role: keyFields.role.default("user"),
-    scopes: keyFields.scopes
-      .optional()
-      .describe("a list of generate, models, usage, admin; when absent all that the role may"),
+    scopes: keyFields.scopes.optional().describe(`a list of ${SCOPES.join(", ")}; when absent all that the role may`),
     priority: keyFields.priority
       .default("interactive")
       .describe("one of interactive, standard, bulk: the most urgent that it may ask for"),
