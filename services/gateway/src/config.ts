@@ -117,7 +117,7 @@ export interface HostPort {
 
 /** @throws ConfigError naming every bad variable at once. */
 export function readGatewayConfig(env: Record<string, string | undefined>): GatewayConfig {
-  const read = readConfig(environment, env);
+  const read = readConfig(gatewayEnvironment, env);
   return Object.freeze({
     listen: read.ATELIER_LISTEN,
     grpcListen: read.ATELIER_GRPC_LISTEN,
@@ -193,7 +193,8 @@ const DRAIN_TIMEOUT_MS = 25_000;
 /** Somebody waits meanwhile for a picture that nobody makes any more. */
 const FLIGHT_LEASE_MS_MAX = 3_000;
 
-const environment = z
+/** Every variable that the gateway reads, as a schema: what documentation and the chart are made from. */
+export const gatewayEnvironment = z
   .object({
     // Loopback, since without keys nobody is asked for one; 8080 needs no privilege.
     ATELIER_LISTEN: z

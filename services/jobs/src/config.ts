@@ -40,7 +40,7 @@ export interface HostPort {
 
 /** @throws ConfigError naming every bad variable at once. */
 export function readJobsConfig(env: Record<string, string | undefined>): JobsConfig {
-  const read = readConfig(environment, env);
+  const read = readConfig(jobsEnvironment, env);
   return Object.freeze({
     listen: read.ATELIER_JOBS_LISTEN,
     gateways: read.ATELIER_GATEWAY,
@@ -69,7 +69,8 @@ export function readJobsConfig(env: Record<string, string | undefined>): JobsCon
 
 const LOOPBACK = new Set(["127.0.0.1", "::1", "localhost"]);
 
-const environment = z
+/** Every variable that the jobs service reads, as a schema: what documentation and the chart are made from. */
+export const jobsEnvironment = z
   .object({
     // Loopback, since what it believes of callers is what a gateway says.
     ATELIER_JOBS_LISTEN: hostPort("127.0.0.1:8090"),

@@ -87,7 +87,8 @@ const accepted = (parse: (text: string) => unknown) =>
     }
   });
 
-const schema = z.object({
+/** Every variable that a worker reads, as a schema: what documentation and the chart are made from. */
+export const workerEnvironment = z.object({
   ATELIER_WORKER_ID: z.string().max(200).optional(),
   // Loopback, as the service has no authentication of its own: a cluster sets the pod's address.
   ATELIER_WORKER_LISTEN: address().default({ host: "127.0.0.1", port: 50_051 }),
@@ -137,7 +138,7 @@ const schema = z.object({
 
 /** @throws ConfigError naming every bad variable. */
 export function readWorkerConfig(env: Record<string, string | undefined>): WorkerConfig {
-  const values = readConfig(schema, env);
+  const values = readConfig(workerEnvironment, env);
   return Object.freeze({
     id: values.ATELIER_WORKER_ID ?? `${hostname()}-${process.pid}`,
     listen: values.ATELIER_WORKER_LISTEN,
@@ -161,7 +162,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
 }
 
 /** @throws ConfigError where some of the three are there: TLS that lets everybody in would look like security. */
-function tlsOf(values: z.output<typeof schema>): WorkerConfig["tls"] {
+function tlsOf(values: z.output<typeof workerEnvironment>): WorkerConfig["tls"] {
   const named = (["CLIENT_CA", "CERT", "KEY"] as const).map((name) => {
     const variable = `ATELIER_WORKER_TLS_${name}` as const;
     return { variable, file: values[variable] };
@@ -177,7 +178,7 @@ function tlsOf(values: z.output<typeof schema>): WorkerConfig["tls"] {
 }
 
 /** @throws ConfigError where only one of both is there, or a lease is over before a single call of the queue may be. */
-function bulkOf(values: z.output<typeof schema>): BulkConfig | undefined {
+function bulkOf(values: z.output<typeof workerEnvironment>): BulkConfig | undefined {
   const { ATELIER_QUEUE: address, ATELIER_OBJECTS: objects } = values;
   if (address === undefined && objects === undefined) return undefined;
   if (address === undefined) throw new ConfigError("ATELIER_QUEUE must be set beside ATELIER_OBJECTS");
@@ -205,7 +206,7 @@ function preloadOf(ids: readonly string[] | undefined): readonly string[] | unde
 }
 
 /** @throws ConfigError where a GPU is named that nothing simulates: a real device must not be taken for it. */
-function deviceOf(values: z.output<typeof schema>): DeviceSpec {
+function deviceOf(values: z.output<typeof workerEnvironment>): DeviceSpec {
   const { ATELIER_DEVICE: provider, ATELIER_SIMULATED_GPU: gpu, ATELIER_SIMULATED_SPEED: speed } = values;
   if (provider === "simulated") return { kind: "simulated", gpu: gpu ?? "a10", ...(speed && { speed }) };
   if (speed !== undefined) {
