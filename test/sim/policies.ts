@@ -6,7 +6,6 @@ import {
   type ImageRequest,
   type JobsPlaced,
   type ModelView,
-  NO_COSTS,
   type PlacerFleet,
   WorkerLoad,
   type WorkerView,
@@ -25,8 +24,12 @@ export type Send = (
 /** One gateway's way to choose workers. */
 export interface Policy {
   arrived(request: SimRequest): void;
-  /** A worker's report reached the gateway. */
+  /** A worker's report reached the gateway: the first makes it known. */
   heard?(worker: SimWorker, state: SimState): void;
+  /** A worker is gone. */
+  left?(worker: SimWorker): void;
+  /** Predicted milliseconds of device time that were placed, ever. */
+  readonly placedMs?: number;
 }
 
 export interface PolicyWorld {
@@ -116,18 +119,13 @@ class RoundRobin implements Policy {
 /** The production placer and balancer over views that are made of the workers' reports. */
 class Ours implements Policy, PlacerFleet {
   readonly #world: PolicyWorld;
-  readonly #members: ReadonlyMap<string, Member>;
+  readonly #members = new Map<string, Member>();
   readonly #placer: FleetPlacer;
   readonly #listeners = new Set<() => void>();
+  placedMs = 0;
 
   constructor(world: PolicyWorld) {
     this.#world = world;
-    this.#members = new Map(
-      world.workers.map((worker) => [
-        worker.name,
-        { worker, load: new WorkerLoad(), state: undefined, models: new Map(), inFlight: 0 },
-      ]),
-    );
     this.#placer = new FleetPlacer({
       fleet: this,
       balancer: new Balancer(world.random),
@@ -137,12 +135,18 @@ class Ours implements Policy, PlacerFleet {
   }
 
   heard(worker: SimWorker, state: SimState): void {
-    const member = this.#members.get(worker.name)!;
+    const known = this.#members.get(worker.name);
+    const member = known ?? { worker, load: new WorkerLoad(), state, models: NO_MODELS, inFlight: 0 };
+    if (known === undefined) this.#members.set(worker.name, member);
     member.state = state;
     member.models = modelViews(state);
     member.load.reported(state, this.#world.sim.nowMs());
     for (const listener of this.#listeners) listener();
     this.#world.sim.stir();
+  }
+
+  left(worker: SimWorker): void {
+    this.#members.delete(worker.name);
   }
 
   arrived(request: SimRequest): void {
@@ -164,16 +168,16 @@ class Ours implements Policy, PlacerFleet {
         id: worker.name,
         simulated: true,
         heard: true,
-        ready: state !== undefined && !state.draining,
-        draining: state?.draining ?? false,
+        ready: !state.draining,
+        draining: state.draining,
         notReadyReason: undefined,
         models,
         inFlight,
         jobsLeftMs,
         backlogMs: backlogOf(jobsLeftMs),
-        shortestFirst: state?.jobsLeftMs !== undefined,
-        requestsFree: Math.max(0, (state?.requestsFree ?? 0) - load.uncounted),
-        costs: state?.costs ?? NO_COSTS,
+        shortestFirst: state.jobsLeftMs !== undefined,
+        requestsFree: Math.max(0, state.requestsFree - load.uncounted),
+        costs: state.costs,
       };
     });
   }
@@ -181,6 +185,7 @@ class Ours implements Policy, PlacerFleet {
   place(address: string, work: JobsPlaced) {
     const member = this.#members.get(address)!;
     member.inFlight += 1;
+    this.placedMs += work.jobs * work.msEach;
     const placed = member.load.place(work);
     const release = () => {
       member.inFlight -= 1;
@@ -198,11 +203,12 @@ class Ours implements Policy, PlacerFleet {
 interface Member {
   readonly worker: SimWorker;
   readonly load: WorkerLoad;
-  state: SimState | undefined;
+  state: SimState;
   models: ReadonlyMap<string, ModelView>;
   inFlight: number;
 }
 
+const NO_MODELS: ReadonlyMap<string, ModelView> = new Map();
 const ORDER = { priority: "standard", tenant: "" } as const;
 const FAR = { atMs: Number.MAX_SAFE_INTEGER, leftMs: Number.MAX_SAFE_INTEGER, passed: false, check: () => {} } as never;
 const NEVER = new AbortController().signal;

@@ -79,6 +79,7 @@ export class SimWorker {
   readonly #decode: SimStage;
   readonly #costs: { atMs: number; costs: StepCosts };
   #running = false;
+  #busyMs = 0;
   #inFlight = 0;
   #denoising = 0;
   draining = false;
@@ -122,6 +123,15 @@ export class SimWorker {
   /** Milliseconds of work that it has, to the last step: what only a perfect observer sees. */
   get backlogMs(): number {
     return this.#backlog.totalMs;
+  }
+
+  /** Milliseconds in which it denoised, until the end of the last run. */
+  get busyMs(): number {
+    return this.#busyMs;
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
   }
 
   /** Takes a request, and numbers that among its states, as `Accepted` does. */
@@ -169,6 +179,7 @@ export class SimWorker {
 
   #ran(batch: StepBatch<Job>, ms: number): void {
     const { model, shape, rowCount: rows, threads, lanes } = batch;
+    this.#busyMs += ms;
     this.#times.observe({ model, shape, rows, ms, threads, lane: "wide", lanes });
     for (const job of batch.jobs) job.stepsDone += 1;
     this.#scheduler.ended(batch, this.#sim.nowMs(), { fitted: true });
@@ -186,8 +197,10 @@ export class SimWorker {
     const job = this.#queue[0];
     if (job === undefined) return;
     this.#running = true;
-    this.#sim.after(this.#runMs(job, job.rowCount), () => {
+    const ms = this.#runMs(job, job.rowCount);
+    this.#sim.after(ms, () => {
       this.#running = false;
+      this.#busyMs += ms;
       job.stepsDone += 1;
       this.#backlog.progress(job.id, job.stepsDone);
       if (job.stepsDone === job.request.steps) {
