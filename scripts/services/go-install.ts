@@ -27,8 +27,8 @@ export async function goInstall(wanted: GoProgram): Promise<Program> {
   const { program, version, bringGo } = wanted;
   const folder = await cached(`go-${program}-${version}-${process.arch}`, async (building) => {
     const failures: string[] = [];
-    for (const findGo of bringGo ? [goOnPath, broughtGo] : [goOnPath]) {
-      const go = await findGo();
+    for (const find of bringGo ? [goOnPath, broughtGo] : [goOnPath]) {
+      const go = await find();
       if (go === undefined) failures.push(`${program} and Go are not on PATH; Go 1.21 or newer builds it`);
       else {
         const failure = await install(go, wanted, building);
@@ -39,6 +39,11 @@ export async function goInstall(wanted: GoProgram): Promise<Program> {
     throw new NotToBeHad(failures.join("; "));
   });
   return { path: join(folder, program), env: {} };
+}
+
+/** The Go on PATH, or one that is brought. @throws NotToBeHad */
+export async function findGo(): Promise<string> {
+  return (await goOnPath()) ?? (await broughtGo());
 }
 
 async function goOnPath(): Promise<string | undefined> {
