@@ -1,11 +1,14 @@
 /**
- * `npm test`: every vitest file, or those named on the command line. The last line is `N passed, N failed`
+ * `npm test`: every vitest file of the configuration, or those named on the command line. `--config FILE` takes another
+ * configuration, of a suite that runs on its own. The last line is `N passed, N failed`
  * (`, N skipped` where any was), which counts files that could not even be read as failures.
  */
+import { parseArgs } from "node:util";
 import { createVitest } from "vitest/node";
 
-const filters = process.argv.slice(2);
-const vitest = await createVitest("test", { run: true, watch: false });
+const { values, positionals: filters } = parseArgs({ options: { config: { type: "string" } }, allowPositionals: true });
+const config = values.config === undefined ? {} : { config: values.config };
+const vitest = await createVitest("test", { run: true, watch: false, ...config });
 await vitest.start(filters);
 
 const counts = { passed: 0, failed: 0, skipped: 0 };

@@ -96,19 +96,26 @@ async function startDaemon({ place, image, program, inside, outside }: DaemonPar
     container === undefined
       ? [brought!.path, ...outside(at, folder)]
       : containerCommand(container, { ...inside, host, port: at, innerPort: inside.port });
-  return run({ command, env: brought?.env ?? {}, at, host, greeting, folder });
+  const where = { host, port: at };
+  const address = `${host}:${at}`;
+  return runDaemon({ command, env: brought?.env ?? {}, address, folder, answers: () => greets(where, greeting) });
 }
 
-interface Running {
+export interface Running {
   readonly command: readonly [string, ...string[]];
   readonly env: Readonly<Record<string, string>>;
-  readonly at: number;
-  readonly host: string;
-  readonly greeting: Place["greeting"];
+  readonly address: string;
+  /** Whether it serves. */
+  readonly answers: () => Promise<boolean>;
+  /** Its working folder, which goes with it. */
   readonly folder: string;
+  readonly startMaxMs?: number;
 }
 
-async function run({ command: [path, ...args], env, at, host, greeting, folder }: Running): Promise<Daemon> {
+/** Runs a server of somebody else's until it is stopped, or this process ends. @throws DaemonEnded */
+export async function runDaemon({ command, env, address, answers, folder, ...rest }: Running): Promise<Daemon> {
+  const { startMaxMs = START_MAX_MS } = rest;
+  const [path, ...args] = command;
   const child = spawn(path, args, {
     cwd: folder,
     stdio: ["ignore", "pipe", "pipe"],
@@ -127,21 +134,21 @@ async function run({ command: [path, ...args], env, at, host, greeting, folder }
     await rm(folder, { recursive: true, force: true });
     return how;
   });
-  const untilMs = Date.now() + START_MAX_MS;
+  const untilMs = Date.now() + startMaxMs;
   let over = false;
   void ended.then(() => {
     over = true;
   });
-  while (!(await answers({ host, port: at }, greeting))) {
+  while (!(await answers())) {
     if (over) throw new DaemonEnded(`${path} ${await ended}:\n${output.trim()}`);
     if (Date.now() > untilMs) {
       child.kill("SIGKILL");
-      throw new DaemonEnded(`${path} did not answer within ${START_MAX_MS / 1000} s:\n${output.trim()}`);
+      throw new DaemonEnded(`${path} did not answer within ${startMaxMs / 1000} s:\n${output.trim()}`);
     }
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   return {
-    address: `${host}:${at}`,
+    address,
     ended,
     stop: async () => {
       child.kill("SIGTERM");
@@ -175,7 +182,7 @@ async function portThatIsFree(host: string, port: number): Promise<number> {
   return free;
 }
 
-function answers(where: { host: string; port: number }, { say, expect }: Place["greeting"]): Promise<boolean> {
+function greets(where: { host: string; port: number }, { say, expect }: Place["greeting"]): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(where, () => socket.write(say));
     socket.setTimeout(1_000, () => socket.destroy());
