@@ -18,12 +18,14 @@ export function readConfig<Shape extends z.ZodType>(
   if (parsed.success) return Object.freeze(parsed.data);
   const lines = parsed.error.issues.map((issue) => {
     const name = String(issue.path[0] ?? "configuration");
-    const value =
-      given[name] === undefined ? "(unset)" : name.endsWith("_TOKEN") ? "***" : withoutPassword(given[name]);
+    const value = given[name] === undefined ? "(unset)" : SECRET.test(name) ? "***" : withoutPassword(given[name]);
     return `  ${name}=${value}: ${issue.message}`;
   });
   throw new ConfigError(`the configuration is not usable:\n${lines.join("\n")}`);
 }
+
+/** Variables whose values are nobody's to read: a collector's headers hold its key. */
+const SECRET = /_(?:TOKEN|HEADERS)$/;
 
 /** A URL's user and password, whatever stands in them. */
 const withoutPassword = (value: string): string => value.replace(/:\/\/.*@/, "://***@");

@@ -1,0 +1,87 @@
+import { fromEnv } from "@atelier/core";
+import { z } from "zod";
+
+export const SAMPLERS = [
+  "always_on",
+  "always_off",
+  "traceidratio",
+  "parentbased_always_on",
+  "parentbased_always_off",
+  "parentbased_traceidratio",
+] as const;
+
+const url = () =>
+  z.string().refine((text) => /^https?:$/.test(URL.parse(text)?.protocol ?? ""), "must be an http:// or https:// URL");
+
+/** name=value,name=value; percent-encoded. Source: OpenTelemetry, "OTLP exporter configuration" (W3C Baggage's form). */
+const pairs = () =>
+  z.string().transform((text, context) => {
+    const read: Record<string, string> = {};
+    for (const pair of text.split(",").filter((part) => part.trim() !== "")) {
+      const [, name, value] = /^\s*([^=\s]+)\s*=\s*(.*?)\s*$/.exec(pair) ?? [];
+      try {
+        if (name === undefined || value === undefined) throw new Error("no pair");
+        read[decodeURIComponent(name)] = decodeURIComponent(value);
+      } catch {
+        context.addIssue({ code: "custom", message: "must be name=value pairs, percent-encoded, with commas between" });
+        return z.NEVER;
+      }
+    }
+    return read;
+  });
+
+/**
+ * Of every service: OpenTelemetry's own variables, as far as they are heeded.
+ *
+ * Source: OpenTelemetry specification 1.x, "Environment variables" and "OTLP exporter configuration".
+ */
+export const tracingVariables = {
+  OTEL_EXPORTER_OTLP_ENDPOINT: url()
+    .optional()
+    .describe("Where traces are sent, by OTLP over HTTP: /v1/traces is added. Unset: there is no tracing."),
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: url().optional().describe("The same, taken as it is."),
+  OTEL_EXPORTER_OTLP_PROTOCOL: z
+    .enum(["http/protobuf", "http/json"], { error: "must be http/protobuf or http/json" })
+    .default("http/protobuf")
+    .describe("The form in which traces are sent."),
+  OTEL_EXPORTER_OTLP_HEADERS: pairs()
+    .default({})
+    .describe("Headers sent along, as a collector's key: name=value pairs with commas between, percent-encoded."),
+  OTEL_EXPORTER_OTLP_TIMEOUT: fromEnv
+    .integer({ min: 1, max: 60_000 })
+    .default(10_000)
+    .describe("Milliseconds after which a delivery of traces is given up."),
+  OTEL_TRACES_SAMPLER: z
+    .enum(SAMPLERS, { error: `must be one of ${SAMPLERS.join(", ")}` })
+    .default("parentbased_always_on")
+    .describe("Which traces are recorded; parentbased_*: a caller's own decision comes first."),
+  OTEL_TRACES_SAMPLER_ARG: z.coerce
+    .number({ error: "must be a number from 0 to 1" })
+    .min(0)
+    .max(1)
+    .default(1)
+    .describe("The share of traces that *traceidratio samplers record."),
+  OTEL_SERVICE_NAME: z
+    .string()
+    .max(255)
+    .optional()
+    .describe("The name under which traces show this service; unset: atelier- and its own name."),
+  OTEL_RESOURCE_ATTRIBUTES: pairs()
+    .default({})
+    .describe("What every span says of the process, as deployment.environment.name=production."),
+  OTEL_BSP_SCHEDULE_DELAY: fromEnv
+    .integer({ min: 1, max: 60_000 })
+    .default(5_000)
+    .describe("Milliseconds at most until ended spans are sent."),
+  OTEL_SDK_DISABLED: fromEnv.boolean().default(false).describe("true: no tracing, whatever the others say."),
+};
+
+export const tracingEnvironment = z.object(tracingVariables);
+export type TracingVariables = z.output<typeof tracingEnvironment>;
+
+/** Where traces go; undefined: nowhere. */
+export function tracesUrl(read: TracingVariables): string | undefined {
+  if (read.OTEL_SDK_DISABLED) return undefined;
+  const { OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: exact, OTEL_EXPORTER_OTLP_ENDPOINT: base } = read;
+  return exact ?? (base === undefined ? undefined : `${base.replace(/\/$/, "")}/v1/traces`);
+}
