@@ -57,6 +57,16 @@ export async function s3Server(): Promise<Program> {
   );
 }
 
+/** @throws NotToBeHad saying what was tried. */
+export async function prometheusServer(): Promise<Program> {
+  return onPath("prometheus") ?? (await unpackDebian({ packageName: "prometheus", program: "prometheus" }));
+}
+
+/** Checks and tries out Prometheus' rules; of the same package. @throws NotToBeHad saying what was tried. */
+export async function promtool(): Promise<Program> {
+  return onPath("promtool") ?? (await unpackDebian({ packageName: "prometheus", program: "promtool" }));
+}
+
 export function onPath(name: string): Program | undefined {
   for (const folder of (process.env["PATH"] ?? "").split(delimiter)) {
     if (folder !== "" && existsSync(join(folder, name))) return { path: join(folder, name), env: {} };
