@@ -168,6 +168,11 @@ function endOf(child: ChildProcess): Promise<string> {
   });
 }
 
+/** One that nobody listens on now. */
+export function freePort(host: string): Promise<number> {
+  return portThatIsFree(host, 0);
+}
+
 /** `port`, or any where it is 0. @throws DaemonEnded where somebody has it, whose answers would be taken for ours. */
 async function portThatIsFree(host: string, port: number): Promise<number> {
   const server = createServer();

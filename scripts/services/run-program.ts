@@ -7,17 +7,19 @@ export interface Outcome {
   readonly stderr: string;
 }
 
-/** Runs `command` to its end. Its own failure is in the outcome; a program that is not there has the code 127. */
+/** Runs `command` to its end, with `input` on its standard input. Its own failure is in the outcome; a program that is not there has the code 127. */
 export function runProgram(
   command: string,
   args: readonly string[],
-  { cwd, env = {} }: { cwd?: string; env?: Readonly<Record<string, string>> } = {},
+  { cwd, env = {}, input }: { cwd?: string; env?: Readonly<Record<string, string>>; input?: string | undefined } = {},
 ): Promise<Outcome> {
   const child = spawn(command, args, {
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: ["pipe", "pipe", "pipe"],
     env: { ...process.env, LC_ALL: "C", ...env },
     ...(cwd === undefined ? {} : { cwd }),
   });
+  child.stdin.on("error", () => {}); // it ended without reading: its outcome says why
+  child.stdin.end(input ?? "");
   let stdout = "";
   let stderr = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
