@@ -8,7 +8,7 @@ const root = join(import.meta.dirname, "..");
 /** What the files of each folder may import of ours. Tests and benches (`test/`) may import anything. */
 const MAY_IMPORT: Record<string, readonly string[]> = {
   proto: [],
-  scripts: ["@atelier/lifecycle"],
+  scripts: ["@atelier/lifecycle", "@atelier/gateway/config", "@atelier/jobs/config", "@atelier/worker/config"],
   "packages/core": [],
   "packages/diffusion": ["@atelier/core"],
   "packages/lifecycle": [],

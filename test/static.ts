@@ -3,12 +3,17 @@
  * everything that is wrong.
  */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const root = join(import.meta.dirname, "..");
 const scratch = mkdtempSync(join(tmpdir(), "atelier-generated-"));
+
+/** Those of scripts/generate that make something. */
+const generators = readdirSync(join(root, "scripts/generate")).filter((file) => {
+  return file.endsWith(".ts") && !file.endsWith(".test.ts") && file !== "generated-file.ts";
+});
 
 const checks: readonly { name: string; command: string; args: readonly string[]; cwd?: string }[] = [
   { name: "style (biome)", command: "biome", args: ["check", "--error-on-warnings", "."] },
@@ -33,6 +38,11 @@ const checks: readonly { name: string; command: string; args: readonly string[];
       args: ["-r", join(scratch, folder, "gen"), join(folder, "gen")],
     },
   ]),
+  ...generators.map((file) => ({
+    name: `scripts/generate/${file}: what is committed is what it makes`,
+    command: "node",
+    args: [join("scripts/generate", file), "--check"],
+  })),
 ];
 
 const failed = checks.filter(({ name, command, args, cwd }) => {
