@@ -166,6 +166,7 @@ class Ours implements Policy, PlacerFleet {
       return {
         address: worker.name,
         id: worker.name,
+        pool: "default",
         simulated: true,
         heard: true,
         ready: !state.draining,

@@ -8,6 +8,7 @@ import { DeviceAdmission } from "./admission/device-admission.ts";
 import { buildApp, type GatewayApp } from "./app.ts";
 import { openApproximate } from "./approximate/open-approximate.ts";
 import { BackgroundGenerations } from "./background/background-generations.ts";
+import { registerUnplaced } from "./backlog/backlog-metrics.ts";
 import { openCache } from "./cache/open-cache.ts";
 import { dnsNameOf, type GatewayConfig } from "./config.ts";
 import { ByteBudget } from "./dispatch/byte-budget.ts";
@@ -92,6 +93,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     limits: { windowMs: Number.POSITIVE_INFINITY, waitingMax: config.inFlightMax },
     observer: metrics.placement,
   });
+  registerUnplaced(metrics.registry, placer);
   const predictMs = deviceMsPredictedBy(placer);
   const tenancy = await openTenancy({
     ...world,

@@ -1,4 +1,5 @@
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
+import { registerBacklog } from "./backlog/backlog-metrics.ts";
 import type { ByteBudget } from "./dispatch/byte-budget.ts";
 import { createDispatchMetrics, type DispatchMetrics } from "./dispatch/dispatch-metrics.ts";
 import type { Fleet } from "./fleet/fleet.ts";
@@ -35,6 +36,7 @@ export function createGatewayMetrics({ fleet, inFlight, checkpoints }: Measured)
       this.set(inFlight.count);
     },
   });
+  registerBacklog(registry, fleet);
   new Gauge({
     name: "atelier_gateway_workers",
     help: "Workers that this gateway knows, by whether they take requests.",

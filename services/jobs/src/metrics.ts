@@ -2,11 +2,22 @@ import type { QueueDepth } from "@atelier/job-queue";
 import { PriorityClass } from "@atelier/proto";
 import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
 import type { KeptJob } from "./engine/kept-job.ts";
-import { ITEM_STATES, JOB_PRIORITIES, JOB_STATUSES } from "./job.ts";
+import { ITEM_STATES, type ItemShape, JOB_STATUSES } from "./job.ts";
 
 const CLASS_NAMES = new Map(
   Object.entries(PriorityClass).map(([name, value]) => [value as number, name.toLowerCase()]),
 );
+
+/** Of each model, what its shapes take of what all take. Sums to 1. */
+export function modelShares(shapes: readonly ItemShape[]): ReadonlyMap<string, number> {
+  const all = shapes.reduce((sum, shape) => sum + shape.predictedDeviceMs, 0);
+  const shares = new Map<string, number>();
+  for (const { model, predictedDeviceMs } of shapes) {
+    const share = all > 0 ? predictedDeviceMs / all : 1 / shapes.length;
+    shares.set(model, (shares.get(model) ?? 0) + share);
+  }
+  return shares;
+}
 
 /** What /metrics shows. No label is a job's or a tenant's, so that no caller can add a series. */
 export interface JobsMetrics {
@@ -53,14 +64,18 @@ export function createJobsMetrics({ jobs, depths, trouble }: MeasuredJobs): Jobs
   });
   new Gauge({
     name: "atelier_jobs_backlog_device_seconds",
-    help: "Device seconds that the unfinished items of running jobs are predicted to take, by class: what autoscaling looks at.",
-    labelNames: ["class"],
+    help: "Device seconds that the unfinished items of running jobs are predicted to take: what autoscaling looks at. Of a job with several models, each model's share is that of its kinds of pictures.",
+    labelNames: ["class", "model"],
     registers,
     collect() {
-      for (const priority of JOB_PRIORITIES) this.set({ class: priority }, 0);
+      this.reset();
       for (const job of jobs()) {
-        if (job.status !== "queued" && job.status !== "running") continue;
-        this.inc({ class: job.record.priority }, job.leftDeviceMs / 1_000);
+        const { priority } = job.record;
+        // A model stays at 0 while a job of it is kept, so that a fleet sees that there is nothing left to do.
+        const leftMs = job.status === "queued" || job.status === "running" ? job.leftDeviceMs : 0;
+        for (const [model, share] of modelShares(job.record.shapes)) {
+          this.inc({ class: priority, model }, (leftMs * share) / 1_000);
+        }
       }
     },
   });

@@ -12,6 +12,8 @@ import { DECODE_TILE_PIXELS } from "./stages/image-decode.ts";
 
 export interface WorkerConfig {
   readonly id: string;
+  /** Of workers that are alike and are scaled together. */
+  readonly pool: string;
   readonly listen: Address;
   /** Undefined: whoever reaches it is served, in clear. */
   readonly tls: Required<TlsFileNames> | undefined;
@@ -90,6 +92,10 @@ const accepted = (parse: (text: string) => unknown) =>
 /** Every variable that a worker reads, as a schema: what documentation and the chart are made from. */
 export const workerEnvironment = z.object({
   ATELIER_WORKER_ID: z.string().max(200).optional(),
+  ATELIER_WORKER_POOL: z
+    .string()
+    .regex(/^[a-z0-9-]{1,40}$/, "must be 1 to 40 small letters, digits and -")
+    .default("default"),
   // Loopback, as the service has no authentication of its own: a cluster sets the pod's address.
   ATELIER_WORKER_LISTEN: address().default({ host: "127.0.0.1", port: 50_051 }),
   ATELIER_WORKER_TLS_CERT: z.string().optional(),
@@ -141,6 +147,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
   const values = readConfig(workerEnvironment, env);
   return Object.freeze({
     id: values.ATELIER_WORKER_ID ?? `${hostname()}-${process.pid}`,
+    pool: values.ATELIER_WORKER_POOL,
     listen: values.ATELIER_WORKER_LISTEN,
     tls: tlsOf(values),
     metricsListen: values.ATELIER_WORKER_METRICS_LISTEN,

@@ -27,7 +27,12 @@ async function main(): Promise<void> {
   const { tensorrtCacheDir } = config;
   if (tensorrtCacheDir !== undefined) await useTensorrtCache(tensorrtCacheDir);
   const device = await chooseDevice(config, logger);
-  const identity = { id: config.id, device: deviceName(device), simulated: device.kind === "simulated" };
+  const identity = {
+    id: config.id,
+    pool: config.pool,
+    device: deviceName(device),
+    simulated: device.kind === "simulated",
+  };
   const metrics = new WorkerMetrics();
   const tls = config.tls && openTls(config.tls, logger);
   const server = await serveWorker({ listen: config.listen, identity, metrics, logger, tls });

@@ -250,6 +250,8 @@ function tellsJobs(state: WorkerState): boolean {
   return state.backlogInteractiveMs + state.backlogStandardMs + state.backlogBulkMs === 0;
 }
 
+/** Of one that has not said. */
+const DEFAULT_POOL = "default";
 const NOT_REACHED = "not reached yet";
 
 function viewOf(
@@ -268,6 +270,7 @@ function viewOf(
   return {
     address,
     id: state?.workerId || address,
+    pool: state?.pool || DEFAULT_POOL,
     simulated: state?.simulated ?? false,
     heard: state !== undefined,
     ready: state?.ready === true && notReadyReason === undefined,

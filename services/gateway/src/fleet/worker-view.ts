@@ -10,6 +10,8 @@ export interface WorkerView {
   readonly address: string;
   /** The worker's own name; its address until it has said. */
   readonly id: string;
+  /** Of workers that are alike and are scaled together. */
+  readonly pool: string;
   /** True where no model runs: its pictures come from a device that is not there. */
   readonly simulated: boolean;
   /** Its state stream is open and not silent. A worker may be heard and take no requests. */

@@ -5,7 +5,7 @@ import type { JobsPlaced } from "../fleet/worker-load.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import { imageRequest, workerView } from "../testing/views.ts";
 import { Balancer } from "./balancer.ts";
-import { FleetPlacer } from "./fleet-placer.ts";
+import { FleetPlacer, type Work } from "./fleet-placer.ts";
 
 describe("FleetPlacer", () => {
   it("binds a request at once to the worker that the balancer picks, and counts its work there", async () => {
@@ -74,6 +74,24 @@ describe("FleetPlacer", () => {
       expect(bound).toEqual(["urgent", "first"]);
       await change([view("a", 0, { requestsFree: 9 })]);
       expect(bound).toEqual(["urgent", "first", "second", "late", "bulk"]);
+    });
+
+    it("says what those who wait would take, by class, and tells the same work once they are placed", async () => {
+      const fleet = placer([view("a", 0, { requestsFree: 0 })]);
+      const { subject, place, change, work } = fleet;
+      void place({ name: "one" });
+      const { standard: one } = subject.waitingWorkMs;
+      expect(one).toBeGreaterThan(0);
+      void place({ name: "two" });
+      void place({ name: "urgent", priority: "interactive" });
+      expect(subject.waitingWorkMs).toEqual({ interactive: one, standard: 2 * one, bulk: 0 });
+      await change([view("a", 0, { requestsFree: 9 })]);
+      expect(subject.waitingWorkMs).toEqual({ interactive: 0, standard: 0, bulk: 0 });
+      expect(work).toEqual([
+        { priority: "interactive", ms: one },
+        { priority: "standard", ms: one },
+        { priority: "standard", ms: one },
+      ]);
     });
 
     it("lets no newcomer pass those that wait, but a more urgent one", async () => {
@@ -147,6 +165,7 @@ function placer(
   const placed: (JobsPlaced & { address: string })[] = [];
   const released: (Error | undefined)[] = [];
   const observed: string[] = [];
+  const work: Work[] = [];
   const bound: string[] = [];
   let tell = () => {};
   const world = { views };
@@ -169,7 +188,10 @@ function placer(
     clock,
     limits: { windowMs, waitingMax },
     observer: {
-      placed: (address, waitedMs) => observed.push(`placed ${address} after ${waitedMs}`),
+      placed: ({ address }, { priority, ms }, waitedMs) => {
+        observed.push(`placed ${address} after ${waitedMs}`);
+        work.push({ priority, ms });
+      },
       ended: (predictedMs, actualMs) => observed.push(`ended ${predictedMs} ${actualMs}`),
       waiting: () => {},
     },
@@ -205,6 +227,7 @@ function placer(
     placed,
     released,
     observed,
+    work,
     bound,
     place,
     set views(next: readonly WorkerView[]) {

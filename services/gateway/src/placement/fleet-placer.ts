@@ -1,5 +1,5 @@
 import { type Clock, ServingError } from "@atelier/core";
-import { PRIORITY_CLASSES } from "../caller.ts";
+import { PRIORITY_CLASSES, type PriorityClass } from "../caller.ts";
 import type { WorkerSlot } from "../fleet/fleet.ts";
 import type { JobsPlaced } from "../fleet/worker-load.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
@@ -26,10 +26,16 @@ export interface FleetPlacerOptions {
 
 /** What placing tells those who measure it. */
 export interface PlacementObserver {
-  placed(address: string, waitedMs: number): void;
+  placed(worker: WorkerView, work: Work, waitedMs: number): void;
   /** A placed request ended well. */
   ended(predictedMs: number, actualMs: number): void;
   waiting(count: number): void;
+}
+
+/** Device milliseconds, of one class. */
+export interface Work {
+  readonly priority: PriorityClass;
+  readonly ms: number;
 }
 
 export interface PlacerLimits {
@@ -66,6 +72,13 @@ export class FleetPlacer implements Placer {
     return this.#waiting.length;
   }
 
+  /** Device milliseconds that those who wait are predicted to take, by class. */
+  get waitingWorkMs(): Record<PriorityClass, number> {
+    const sums = { interactive: 0, standard: 0, bulk: 0 };
+    for (const { limits, workMs } of this.#waiting) sums[limits.order.priority] += workMs;
+    return sums;
+  }
+
   predict(image: ImageRequest, order: ServiceOrder): Prediction {
     const { fleet, balancer } = this.#options;
     const predicted = this.#withRest(image, balancer.pick(image, order, fleet.views()).predicted);
@@ -83,11 +96,11 @@ export class FleetPlacer implements Placer {
         resolve(this.#bind(choice, asked));
         return;
       }
-      this.#wait(asked, { resolve, reject });
+      this.#wait(asked, choice.predicted.workMs, { resolve, reject });
     });
   }
 
-  #wait(asked: Asked, promise: Pick<Waiting, "resolve" | "reject">): void {
+  #wait(asked: Asked, workMs: number, promise: Pick<Waiting, "resolve" | "reject">): void {
     const { limits, clock } = this.#options;
     const { signal, deadline } = asked.limits;
     if (this.#waiting.length >= limits.waitingMax)
@@ -102,6 +115,7 @@ export class FleetPlacer implements Placer {
     };
     const waiting: Waiting = {
       ...asked,
+      workMs,
       arrival: this.#arrivals++,
       resolve: (placement) => leave(() => promise.resolve(placement)),
       reject: (error) => leave(() => promise.reject(error)),
@@ -151,7 +165,7 @@ export class FleetPlacer implements Placer {
     const slot = this.#options.fleet.place(worker.address, { priority, jobs, msEach: predicted.workMs / jobs });
     const { clock, observer } = this.#options;
     const placedAtMs = clock.nowMs();
-    observer?.placed(worker.address, placedAtMs - askedAtMs);
+    observer?.placed(worker, { priority, ms: predicted.workMs }, placedAtMs - askedAtMs);
     let begun = false;
     let over = false;
     return {
@@ -184,6 +198,8 @@ interface Asked {
 
 interface Waiting extends Asked {
   readonly arrival: number;
+  /** Device milliseconds, as predicted when it came. */
+  readonly workMs: number;
   resolve(placement: Placement): void;
   reject(error: unknown): void;
 }

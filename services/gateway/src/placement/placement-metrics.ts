@@ -39,6 +39,12 @@ export function createPlacementMetrics(registry: Registry, fleet: Pick<Fleet, "o
     buckets: WAIT_BUCKETS_S,
     registers,
   });
+  const placedSeconds = new Counter({
+    name: "atelier_gateway_placed_device_seconds_total",
+    help: "Device seconds that placed requests were predicted to take, by the worker's pool and the request's class.",
+    labelNames: ["pool", "class"],
+    registers,
+  });
   fleet.observe({
     ejected: (worker) => ejections.inc({ worker }),
     removed: (worker) => {
@@ -47,8 +53,9 @@ export function createPlacementMetrics(registry: Registry, fleet: Pick<Fleet, "o
     },
   });
   return {
-    placed: (worker, waitedMs) => {
-      placements.inc({ worker });
+    placed: ({ address, pool }, { priority, ms }, waitedMs) => {
+      placements.inc({ worker: address });
+      placedSeconds.inc({ pool, class: priority }, ms / 1000);
       waited.observe(waitedMs / 1000);
     },
     ended: (predictedMs, actualMs) => ratio.observe(actualMs / Math.max(1, predictedMs)),

@@ -14,6 +14,7 @@ export function workerView(
   return {
     address,
     id: address,
+    pool: "default",
     simulated: false,
     heard: true,
     ready: true,

@@ -276,7 +276,7 @@ async function openWorker(
     },
     {
       pipeline,
-      identity: { id, device: "cpu", simulated: false },
+      identity: { id, pool: "default", device: "cpu", simulated: false },
       metrics,
       logger,
       clock: systemClock,

@@ -15,6 +15,7 @@ import { wireSampler } from "./wire.ts";
 
 export interface WorkerIdentity {
   readonly id: string;
+  readonly pool: string;
   /** "cpu", "cuda", ... */
   readonly device: string;
   readonly simulated: boolean;
@@ -22,7 +23,7 @@ export interface WorkerIdentity {
 
 /** The worker as it is now, for those that watch it. `pipeline` is undefined before its bundles are read. */
 export function describeWorker(
-  { id, device, simulated }: WorkerIdentity,
+  { id, pool, device, simulated }: WorkerIdentity,
   sequence: bigint,
   pipeline: Pipeline | undefined,
   { warm, draining }: { readonly warm: boolean; readonly draining: boolean },
@@ -31,6 +32,7 @@ export function describeWorker(
   const budgetBytes = state?.memoryBudgetBytes ?? 0;
   return create(WorkerStateSchema, {
     workerId: id,
+    pool,
     sequence,
     ready: warm && !draining,
     draining,
