@@ -17,7 +17,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   "packages/rpc": ["@atelier/core", "@atelier/proto"],
   "packages/object-store": ["@atelier/core"],
   "packages/job-queue": ["@atelier/core", "@atelier/proto"],
-  "packages/http": ["@atelier/core"],
+  "packages/http": ["@atelier/core", "@atelier/telemetry"],
   "services/worker": [
     "@atelier/core",
     "@atelier/lifecycle",

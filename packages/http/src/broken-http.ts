@@ -2,7 +2,7 @@ import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { ServingError } from "@atelier/core";
 import { errorReply } from "./error-reply.ts";
-import { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
+import { requestIdHeaders, requestIdOf } from "./request-id.ts";
 
 /** Answers what never became a request: bytes that are not HTTP, headers too large, a caller too slow to finish one. */
 export function answerBrokenHttp(error: Error & { code?: string }, socket: Socket): void {
@@ -15,7 +15,7 @@ export function answerBrokenHttp(error: Error & { code?: string }, socket: Socke
   const body = JSON.stringify(errorReply(new ServingError("INVALID_REQUEST", message), id).body);
   const head = [
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}`,
-    `${REQUEST_ID_HEADER}: ${id}`,
+    ...Object.entries(requestIdHeaders(id)).map(([name, value]) => `${name}: ${value}`),
     "content-type: application/json; charset=utf-8",
     `content-length: ${Buffer.byteLength(body)}`,
     "connection: close",

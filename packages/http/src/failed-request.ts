@@ -1,7 +1,8 @@
 import { InvariantError, type ServingError } from "@atelier/core";
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from "fastify";
 import { type ErrorReply, errorReply, readableError } from "./error-reply.ts";
-import { REQUEST_ID_HEADER } from "./request-id.ts";
+import { requestIdHeaders } from "./request-id.ts";
+import { withinRequest } from "./request-scope.ts";
 
 export interface FailureOptions {
   readonly log: FastifyBaseLogger;
@@ -23,7 +24,7 @@ export function sendFailure(
   return reply
     .code(status)
     .headers(headers)
-    .header(REQUEST_ID_HEADER, request.id)
+    .headers(requestIdHeaders(request.id))
     .type("application/json; charset=utf-8")
     .send(body);
 }
@@ -46,7 +47,10 @@ export function noteFailedRequest(
   const { status } = answer;
   reply.raw.statusCode = status; // what is counted; on the wire it changes nothing once the headers are out
   const level = error.code === "INTERNAL" ? "error" : status >= 500 ? "warn" : "debug";
-  options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
+  withinRequest(request, (span) => {
+    if (status >= 500) span.fail(error);
+    options.log[level]({ request_id: request.id, code: error.code, err: error }, "request failed");
+  });
   if (thrown instanceof InvariantError) {
     if (reply.raw.closed) options.onBug(thrown);
     else reply.raw.once("close", () => options.onBug(thrown));

@@ -28,6 +28,7 @@ export {
   sentAsWritten,
 } from "./openapi.ts";
 export { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
+export { withinRequest } from "./request-scope.ts";
 export { setSecurityHeaders } from "./security-headers.ts";
 export { buildServer, type EndedRequest, type HttpApp, type ServerOptions } from "./server.ts";
 export { FieldRefusal, readStrictly, showValue, strictValidator } from "./validation.ts";

@@ -7,7 +7,7 @@ import { errorBody } from "./error-reply.ts";
 import { IDEMPOTENCY_HEADER } from "./idempotency-key.ts";
 import { REQUEST_ID_HEADER } from "./request-id.ts";
 
-const CONVENTIONS = `Every answer carries ${REQUEST_ID_HEADER}: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
+const CONVENTIONS = `Every answer carries ${REQUEST_ID_HEADER}, and x-request-id beside it: the caller's X-Request-Id where it sent a plain one of up to 128 characters.
 Every failure has the body {"error": {"code", "message", "field", "request_id"}}.`;
 
 /** zod bounds every whole number by what a double holds exactly; said of each width, that is noise. */

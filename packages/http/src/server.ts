@@ -16,7 +16,8 @@ import { answerBrokenHttp } from "./broken-http.ts";
 import { type FailureOptions, sendFailure } from "./failed-request.ts";
 import { refuseUnknownRoutes } from "./not-found.ts";
 import { endSlowBodies } from "./receive-timeout.ts";
-import { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
+import { requestIdHeaders, requestIdOf } from "./request-id.ts";
+import { endRequestSpan, scopeRequests, withinRequest } from "./request-scope.ts";
 import { setSecurityHeaders } from "./security-headers.ts";
 import { strictValidator } from "./validation.ts";
 
@@ -78,8 +79,9 @@ export function buildServer(options: ServerOptions): HttpApp {
   app.setSerializerCompiler(serializerCompiler);
   refuseUnknownRoutes(app);
   app.setErrorHandler((error, request, reply) => sendFailure(error, request, reply, options));
+  scopeRequests(app);
   app.addHook("onRequest", async (request, reply) => {
-    reply.header(REQUEST_ID_HEADER, request.id);
+    reply.headers(requestIdHeaders(request.id));
     observe(request, reply, options);
   });
   endSlowBodies(app, { clock, timeoutMs: receiveTimeoutMs });
@@ -107,7 +109,10 @@ function observe(request: FastifyRequest, reply: FastifyReply, { onEnd, log, clo
     const { method } = request;
     const status = reply.raw.writableFinished ? reply.statusCode : 499;
     const durationMs = clock.nowMs() - startMs;
-    onEnd({ route, method, status, durationMs });
-    log.info({ request_id: request.id, method, route, status, duration_ms: durationMs }, "request");
+    withinRequest(request, () => {
+      onEnd({ route, method, status, durationMs });
+      log.info({ method, route, status, duration_ms: durationMs }, "request");
+    });
+    endRequestSpan(request, reply, status);
   });
 }

@@ -8,8 +8,8 @@ export interface LogFields {
   [name: string]: string | undefined;
 }
 
-/** What belongs to a request, wherever its work is done in this process. */
-interface Scope {
+/** What belongs to a request, wherever its work is done in this process: its lines in the log, and its spans. */
+export interface Scope {
   readonly fields: LogFields;
   readonly span: Span;
 }
@@ -41,31 +41,47 @@ export function currentTraceId(): string | undefined {
 /** Whatever `run` does, and what follows of it, is done for `span`. */
 export function inSpan<Result>(span: Span, run: () => Result): Result {
   if (span === NO_SPAN) return run();
-  return scopes.run({ fields: scopes.getStore()?.fields ?? {}, span }, run);
+  return inScope({ fields: scopes.getStore()?.fields ?? {}, span }, run);
 }
 
-/** Runs `run` as a part of its own of what runs here; its failure is the span's. */
-export async function traced<Result>(
-  name: string,
-  run: (span: Span) => Result | Promise<Result>,
-  options?: SpanOptions,
-): Promise<Awaited<Result>> {
+/**
+ * Runs `run` as a part of its own of what runs here, up to the end of its promise where it gives one; its failure is the
+ * span's. Where nothing is recorded it is no more than a call.
+ */
+export function traced<Result>(name: string, run: (span: Span) => Result, options?: SpanOptions): Result {
   const parent = currentSpan();
-  if (!parent.recording) return await run(parent);
+  if (!parent.recording) return run(parent);
   const span = parent.child(name, options);
-  try {
-    return await inSpan(span, () => run(span));
-  } catch (error) {
+  const failed = (error: unknown): never => {
     span.fail(error);
-    throw error;
-  } finally {
     span.end();
+    throw error;
+  };
+  let result: Result;
+  try {
+    result = inSpan(span, () => run(span));
+  } catch (error) {
+    return failed(error);
   }
+  if (!(result instanceof Promise)) {
+    span.end();
+    return result;
+  }
+  const ended = (value: unknown) => {
+    span.end();
+    return value;
+  };
+  return result.then(ended, failed) as Result;
 }
 
-/** Every line logged by `run`, and by what follows of it, says `fields`; a request's own scope ends with its work. */
-export function withLogFields<Result>(fields: LogFields, span: Span, run: () => Result): Result {
-  return scopes.run({ fields, span }, run);
+/** Whatever `run` does, and what follows of it, belongs to `scope`. */
+export function inScope<Result>(scope: Scope, run: () => Result): Result {
+  return scopes.run(scope, run);
+}
+
+/** The name of the request that this code runs for, among all services. */
+export function currentRequestId(): string | undefined {
+  return scopes.getStore()?.fields.request_id;
 }
 
 /** What was learned of the request only now, as its tenant. Nothing outside of a request. */

@@ -127,6 +127,7 @@ class RecordedSpan implements Span {
   readonly recording = true;
   readonly #sdk: SdkTracer;
   readonly #span: SdkSpan;
+  readonly #linked: string[] = [];
 
   constructor(sdk: SdkTracer, span: SdkSpan) {
     this.#sdk = sdk;
@@ -154,6 +155,8 @@ class RecordedSpan implements Span {
   }
 
   link(other: TraceContext | undefined): void {
+    if (other === undefined || this.#linked.includes(other.traceparent)) return;
+    this.#linked.push(other.traceparent);
     this.#span.addLinks(linkTo(other));
   }
 

@@ -5,7 +5,7 @@ export type Attributes = Readonly<Record<string, string | number | boolean | und
 export interface TraceContext {
   readonly traceparent: string;
   /** Others' own, passed on untouched. */
-  readonly tracestate?: string | undefined;
+  readonly tracestate?: string;
 }
 
 export interface SpanOptions {
@@ -29,6 +29,7 @@ export interface Span {
   set(attributes: Attributes): void;
   /** Something that happened at one moment of it: `atMs` since the epoch; absent: now. */
   event(name: string, attributes?: Attributes, atMs?: number): void;
+  /** More than once is once. */
   link(other: TraceContext | undefined): void;
   /** It failed: with the error's code, never with its text, which may hold what a caller wrote. */
   fail(error: unknown): void;

@@ -1,5 +1,6 @@
 import { fromEnv } from "@atelier/core";
 import { z } from "zod";
+import { LOG_PROMPTS } from "./redact.ts";
 
 export const SAMPLERS = [
   "always_on",
@@ -35,7 +36,7 @@ const pairs = () =>
  *
  * Source: OpenTelemetry specification 1.x, "Environment variables" and "OTLP exporter configuration".
  */
-export const tracingVariables = {
+const tracingVariables = {
   OTEL_EXPORTER_OTLP_ENDPOINT: url()
     .optional()
     .describe("Where traces are sent, by OTLP over HTTP: /v1/traces is added. Unset: there is no tracing."),
@@ -74,6 +75,15 @@ export const tracingVariables = {
     .default(5_000)
     .describe("Milliseconds at most until ended spans are sent."),
   OTEL_SDK_DISABLED: fromEnv.boolean().default(false).describe("true: no tracing, whatever the others say."),
+};
+
+/** Of every service: what its logs may hold, and where its traces go. */
+export const telemetryVariables = {
+  ATELIER_LOG_PROMPTS: z
+    .enum(LOG_PROMPTS, { error: `must be one of ${LOG_PROMPTS.join(", ")}` })
+    .default("never")
+    .describe("What logs may hold of prompts: nothing, a digest that recognizes the same one again, or the words."),
+  ...tracingVariables,
 };
 
 export const tracingEnvironment = z.object(tracingVariables);

@@ -2,16 +2,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { ConfigError, ServingError } from "@atelier/core";
 import { afterEach, describe, expect, it } from "vitest";
-import {
-  currentSpan,
-  currentTraceId,
-  inSpan,
-  NO_SPAN,
-  startSpan,
-  startTracing,
-  traced,
-  withLogFields,
-} from "./index.ts";
+import { currentSpan, currentTraceId, inScope, inSpan, NO_SPAN, startSpan, startTracing, traced } from "./index.ts";
 import { currentLogFields } from "./scope.ts";
 
 const closing: (() => unknown)[] = [];
@@ -33,7 +24,7 @@ describe("tracing that is off", () => {
     expect(span).toBe(NO_SPAN);
     expect(span.child("part")).toBe(NO_SPAN);
     inSpan(span, () => expect([currentSpan(), currentTraceId()]).toEqual([NO_SPAN, undefined]));
-    expect(await traced("part", (part) => part)).toBe(NO_SPAN);
+    expect(traced("part", (part) => part)).toBe(NO_SPAN);
   });
 });
 
@@ -143,7 +134,7 @@ describe("log fields", () => {
     const tracing = await startTracing({ service: "gateway", env });
     expect(currentLogFields()).toEqual({});
     const span = startSpan("request");
-    await withLogFields({ request_id: "r1" }, span, async () => {
+    await inScope({ fields: { request_id: "r1" }, span }, async () => {
       await Promise.resolve();
       expect(currentLogFields()).toEqual({ request_id: "r1", trace_id: span.traceId });
     });

@@ -6,7 +6,7 @@ import { tracesUrl, tracingEnvironment } from "./tracing-variables.ts";
 export interface TracingOptions {
   /** The service's name, as "gateway". */
   readonly service: string;
-  /** OTEL_* of it is read: see `tracingVariables`. */
+  /** OTEL_* of it is read: see `telemetryVariables`. */
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly version?: string;
   /** Told when traces cannot be delivered, at most once a minute. */

@@ -136,6 +136,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     cache: cache ?? withoutCache,
     similarStarts: approximate ?? withoutSimilarStarts,
     admission,
+    log: world.log,
     dispatcher: new Dispatcher({
       ...world,
       placer,

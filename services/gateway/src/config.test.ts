@@ -26,6 +26,7 @@ describe("the gateway's configuration", () => {
       generationsKeptMs: 3_600_000,
       leaseMs: 10_000,
       logLevel: "info",
+      logPrompts: "never",
       tenancy: { keysFile: undefined, keys: undefined, anonymousAllowed: false },
     });
   });

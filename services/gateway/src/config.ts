@@ -1,6 +1,6 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import type { TlsFileNames } from "@atelier/rpc";
-import { LOG_LEVELS } from "@atelier/telemetry";
+import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 import { APPROXIMATE_MODES, type ApproximateMode } from "./approximate/approximate-cache.ts";
 import { CACHE_SCOPES } from "./cache/cache-key.ts";
@@ -60,6 +60,7 @@ export interface GatewayConfig {
   readonly admission: AdmissionConfig;
   readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly logPrompts: LogPrompts;
   readonly tenancy: TenancyConfig;
 }
 
@@ -177,6 +178,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
       hedge: read.ATELIER_HEDGE,
     }),
     logLevel: read.ATELIER_LOG_LEVEL,
+    logPrompts: read.ATELIER_LOG_PROMPTS,
     tenancy: {
       keysFile: read.ATELIER_KEYS_FILE,
       keys: read.ATELIER_KEYS,
@@ -285,6 +287,7 @@ export const gatewayEnvironment = z
     ATELIER_CHECKPOINT_BYTES_MAX: fromEnv.bytes().default(256 * 1024 * 1024),
     ATELIER_HEDGE: z.string().default("off").transform(hedge),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
+    ...telemetryVariables,
   })
   .superRefine(checkRedis)
   .superRefine(checkTlsFiles)

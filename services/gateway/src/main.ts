@@ -1,7 +1,7 @@
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
 import { listen } from "@atelier/http";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
-import { createLogger, type Logger } from "@atelier/telemetry";
+import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
 import { buildGateway } from "./build-gateway.ts";
 import { type GatewayConfig, readGatewayConfig } from "./config.ts";
 import { stopGracefully } from "./graceful-stop.ts";
@@ -42,10 +42,16 @@ function crash(bug: Error): void {
   });
 }
 
+/** What is not delivered by then is lost: a process that stops has more to lose than its last spans. */
+const TRACES_CLOSE_MS = 2_000;
+
 try {
   const stopping = untilAskedToStop();
   const config = readGatewayConfig(process.env);
-  await main(config, createLogger("gateway", config.logLevel), stopping);
+  const log = createLogger("gateway", config.logLevel, {}, config.logPrompts);
+  const tracing = await startTracing({ service: "gateway", env: process.env, log });
+  await main(config, log, stopping);
+  await tracing.close({ timeoutMs: TRACES_CLOSE_MS });
   process.exit(0); // an IPC channel would keep the process alive
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);

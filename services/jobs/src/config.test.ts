@@ -24,6 +24,7 @@ describe("the jobs service's configuration", () => {
       webhookPrivate: false,
       drainTimeoutMs: 10_000,
       logLevel: "info",
+      logPrompts: "never",
     });
   });
 

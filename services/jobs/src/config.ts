@@ -1,7 +1,7 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
 import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
-import { LOG_LEVELS } from "@atelier/telemetry";
+import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 
 export interface JobsConfig {
@@ -23,6 +23,7 @@ export interface JobsConfig {
   readonly webhookPrivate: boolean;
   readonly drainTimeoutMs: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly logPrompts: LogPrompts;
 }
 
 export interface QueueConfig {
@@ -64,6 +65,7 @@ export function readJobsConfig(env: Record<string, string | undefined>): JobsCon
     webhookPrivate: read.ATELIER_WEBHOOK_PRIVATE === "allow",
     drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS,
     logLevel: read.ATELIER_LOG_LEVEL,
+    logPrompts: read.ATELIER_LOG_PROMPTS,
   });
 }
 
@@ -110,6 +112,7 @@ export const jobsEnvironment = z
     // Under the 30 s that Kubernetes gives a stopping pod.
     ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(10_000),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
+    ...telemetryVariables,
   })
   .superRefine((read, context) => {
     if (read.ATELIER_INTERNAL_TOKEN !== undefined || LOOPBACK.has(read.ATELIER_JOBS_LISTEN.host)) return;

@@ -2,7 +2,7 @@ import { setFlagsFromString } from "node:v8";
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
 import { listen } from "@atelier/http";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
-import { createLogger, type Logger } from "@atelier/telemetry";
+import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
 import { buildJobs } from "./build-jobs.ts";
 import { type JobsConfig, readJobsConfig } from "./config.ts";
 
@@ -44,10 +44,16 @@ function crash(bug: Error): void {
   });
 }
 
+/** What is not delivered by then is lost: a process that stops has more to lose than its last spans. */
+const TRACES_CLOSE_MS = 2_000;
+
 try {
   const stopping = untilAskedToStop();
   const config = readJobsConfig(process.env);
-  await main(config, createLogger("jobs", config.logLevel), stopping);
+  const log = createLogger("jobs", config.logLevel, {}, config.logPrompts);
+  const tracing = await startTracing({ service: "jobs", env: process.env, log });
+  await main(config, log, stopping);
+  await tracing.close({ timeoutMs: TRACES_CLOSE_MS });
   process.exit(0); // an IPC channel would keep the process alive
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);

@@ -3,7 +3,7 @@ import { ConfigError, fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
 import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
 import type { TlsFileNames } from "@atelier/rpc";
-import { LOG_LEVELS } from "@atelier/telemetry";
+import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 import type { DeviceSpec } from "./device/device.ts";
 import { PROVIDERS } from "./device/onnx/providers.ts";
@@ -43,6 +43,7 @@ export interface WorkerConfig {
   /** Where items of bulk jobs are pulled from; undefined: it pulls none. */
   readonly bulk: BulkConfig | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly logPrompts: LogPrompts;
 }
 
 export interface BulkConfig {
@@ -140,6 +141,7 @@ export const workerEnvironment = z.object({
   ATELIER_QUEUE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 600_000 }).default(5000),
   ATELIER_ITEM_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 1000 }).default(5),
   ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
+  ...telemetryVariables,
 });
 
 /** @throws ConfigError naming every bad variable. */
@@ -165,6 +167,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     drainMs: values.ATELIER_DRAIN_MS,
     bulk: bulkOf(values),
     logLevel: values.ATELIER_LOG_LEVEL,
+    logPrompts: values.ATELIER_LOG_PROMPTS,
   });
 }
 

@@ -1,4 +1,5 @@
 import type { Deadline } from "@atelier/core";
+import type { Span } from "@atelier/telemetry";
 import type { MovedImage } from "./denoise-state/denoise-state.ts";
 import type { HiresFix } from "./phases.ts";
 import type { EncodedImage } from "./stages/image-file.ts";
@@ -13,6 +14,8 @@ export interface GenerationCall {
   /** The worker fetched it by itself: it takes none of the places that others send requests to. */
   readonly pulled?: boolean;
   readonly onEvent: (event: GenerationEvent) => void;
+  /** The span that the stages' spans are parts of; absent: nothing is recorded. */
+  readonly span?: Span;
 }
 
 export type GenerationEvent =

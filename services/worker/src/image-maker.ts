@@ -8,6 +8,9 @@ import type { Conditioning, JobSnapshot, StartImage, StartLatent } from "./stage
 import { failureOf } from "./threads/messages.ts";
 import type { StageThreads } from "./threads/stage-threads.ts";
 
+/** A model that is at hand is no wait worth a span. */
+const MODEL_WAIT_SHOWN_MS = 10;
+
 /** Takes requests through the stages: text encode (and image encode), denoise, image decode. */
 export class ImageMaker {
   readonly #threads: StageThreads;
@@ -50,7 +53,16 @@ export class ImageMaker {
    * @throws ServingError as `Pipeline.generate` after "accepted".
    */
   async run(running: Running, claim: Claim | undefined): Promise<GenerationOutcome> {
-    const { request, call, model, phases } = running;
+    try {
+      return await this.#run(running, claim);
+    } catch (error) {
+      running.spans.close(error);
+      throw error;
+    }
+  }
+
+  async #run(running: Running, claim: Claim | undefined): Promise<GenerationOutcome> {
+    const { request, call, model, phases, spans } = running;
     const failed = new AbortController(); // one image that fails takes the others of its request with it
     const signal = AbortSignal.any([call.signal, this.#stopped, failed.signal]);
     const acceptedAtMs = this.#clock.nowMs();
@@ -59,6 +71,9 @@ export class ImageMaker {
       .catch((error: unknown) => {
         throw error === this.#leaving ? this.#notBegun(running, error) : error;
       });
+    const loadedAtMs = this.#clock.nowMs();
+    if (loadedAtMs - acceptedAtMs >= MODEL_WAIT_SHOWN_MS)
+      spans.stage("model_wait", { startMs: acceptedAtMs, endMs: loadedAtMs });
     call.onEvent({ type: "progress", stage: "text_encode", imageIndex: 0, stepsDone: 0 });
     const text = await this.#threads.textEncode.run(
       request.id,
@@ -69,6 +84,17 @@ export class ImageMaker {
         deadlineAtMs: call.deadline.atMs,
       },
       { signal },
+    );
+    spans.stage(
+      "text_encode",
+      { startMs: loadedAtMs, endMs: this.#clock.nowMs() },
+      {
+        "atelier.model": request.model,
+        "atelier.queue_wait_ms": Math.max(0, text.startedAtMs - loadedAtMs),
+        "atelier.prompt.chunks": text.promptChunks,
+        "atelier.embeddings.hit": text.embeddings.hit,
+        "atelier.embeddings.miss": text.embeddings.miss,
+      },
     );
     const start = startLatentOf(running) ?? (await this.#encodeInitImage(running, signal));
     const encodedAtMs = this.#clock.nowMs();
@@ -123,7 +149,9 @@ export class ImageMaker {
     const { scalingFactor, shiftFactor = 0 } = model.bundle;
     const work = { model: request.model, picture, shape: phases.shape, scaling: { scalingFactor, shiftFactor } };
     const { atMs } = call.deadline;
+    const startMs = this.#clock.nowMs();
     const latents = await this.#threads.imageEncode.run(request.id, { ...work, deadlineAtMs: atMs }, { signal });
+    running.spans.stage("image_encode", { startMs, endMs: this.#clock.nowMs() });
     return { latents, firstStep: phases.firstStep };
   }
 
@@ -133,7 +161,7 @@ export class ImageMaker {
     { conditioning, start }: { conditioning: Conditioning; start: StartImage | StartLatent | undefined },
     signal: AbortSignal,
   ) {
-    const { request, call, model, phases } = running;
+    const { request, call, model, phases, spans } = running;
     const { scalingFactor, shiftFactor = 0 } = model.bundle;
     const id = running.jobIds[imageIndex]!;
     const seed = request.seed + BigInt(imageIndex);
@@ -142,6 +170,13 @@ export class ImageMaker {
 
     const from = request.resumeFrom?.get(imageIndex);
     this.#denoising += 1;
+    spans.denoiseBegins(imageIndex, this.#clock.nowMs(), {
+      "atelier.model": request.model,
+      "atelier.sampler": sampler,
+      "atelier.steps": phases.steps,
+      "atelier.steps.resumed_at": from && running.stepsDone[imageIndex],
+      "atelier.class": running.order.priorityClass,
+    });
     const denoising = this.#threads.denoise.run(
       id,
       {
@@ -165,11 +200,14 @@ export class ImageMaker {
       this.#denoising -= 1;
     });
     if ("left" in denoised) {
+      spans.denoiseEnds(imageIndex, { "atelier.handed_back": true });
       this.tellCheckpoint(running, imageIndex, denoised.left);
       throw this.#leaving!;
     }
     const { latent, startedAtMs, batchDifference, preemptions, deviceMs } = denoised;
     const denoisedAtMs = this.#clock.nowMs();
+    spans.denoiseEnds(imageIndex, { "atelier.preemptions": preemptions, "atelier.device_ms": deviceMs });
+    const decoding = spans.imageDecode(imageIndex);
     call.onEvent({ type: "progress", stage: "image_decode", imageIndex, stepsDone: running.totalStepsDone });
 
     try {
@@ -192,10 +230,15 @@ export class ImageMaker {
         },
         { signal, transfer: [latent.buffer] },
       );
+      decoding.set({ "atelier.device_ms": decodeMs, "atelier.decode.tiled": tiled });
       if (signal.aborted) throw toServingError(signal.reason);
       call.onEvent({ type: "image", imageIndex, seed, image });
       return { startedAtMs, denoisedAtMs, batchDifference, preemptions, tiled, deviceMs: deviceMs + decodeMs };
+    } catch (error) {
+      decoding.fail(error);
+      throw error;
     } finally {
+      decoding.end();
       this.#threads.denoise.tell({ taken: 1 });
     }
   }

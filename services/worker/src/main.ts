@@ -1,7 +1,7 @@
 import { systemClock, systemRandom, toServingError } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
-import { createLogger, type Logger } from "@atelier/telemetry";
+import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
 import { Bulk } from "./bulk/bulk.ts";
 import { BulkMetrics } from "./bulk/bulk-metrics.ts";
 import { readWorkerConfig } from "./config.ts";
@@ -13,6 +13,9 @@ import { serveMetrics } from "./metrics-server.ts";
 import { createPipeline } from "./pipeline.ts";
 import { serveWorker } from "./server/worker-server.ts";
 
+/** What is not delivered by then is lost: a process that stops has more to lose than its last spans. */
+const TRACES_CLOSE_MS = 2000;
+
 try {
   await main();
 } catch (error) {
@@ -21,8 +24,9 @@ try {
 
 async function main(): Promise<void> {
   const config = readWorkerConfig(process.env);
-  const logger = createLogger("worker", config.logLevel, { workerId: config.id });
+  const logger = createLogger("worker", config.logLevel, { worker_id: config.id }, config.logPrompts);
   const stopping = untilAskedToStop();
+  const tracing = await startTracing({ service: "worker", env: process.env, log: logger });
 
   const { tensorrtCacheDir } = config;
   if (tensorrtCacheDir !== undefined) await useTensorrtCache(tensorrtCacheDir);
@@ -84,6 +88,7 @@ async function main(): Promise<void> {
   await server.close();
   await metricsServer.close();
   tls?.close();
+  await tracing.close({ timeoutMs: TRACES_CLOSE_MS });
   logger.info("stopped");
   process.exit(0); // the stages' threads have ended: nothing runs that this could tear apart
 }

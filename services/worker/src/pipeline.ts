@@ -380,6 +380,7 @@ export class Pipeline {
       const { running, imageIndex } = parseJobId(id, this.#inFlight);
       if (running === undefined) continue;
       running.stepsDone[imageIndex] = stepsDone;
+      running.spans.stepped(imageIndex, stepsDone, report);
       running.call.onEvent({
         type: "progress",
         stage: "denoise",

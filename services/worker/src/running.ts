@@ -3,6 +3,7 @@ import type { MemoryDemand } from "./memory/memory-budget.ts";
 import type { Model } from "./models.ts";
 import { type Phases, stepsDoneAt } from "./phases.ts";
 import type { GenerationRequest } from "./request.ts";
+import { StageSpans } from "./stage-spans.ts";
 import type { RgbImage } from "./stages/image-file.ts";
 import { DEFAULT_ORDER, type ServiceOrder } from "./stages/order/service-order.ts";
 import { type PreviewMap, previewMapOf } from "./stages/preview.ts";
@@ -27,10 +28,12 @@ export class Running {
   /** By image. */
   readonly stepsDone: number[];
   readonly resumedAtSteps: readonly number[];
+  readonly spans: StageSpans;
 
   constructor(request: GenerationRequest, call: GenerationCall, { model, phases, picture }: RunningParts) {
     this.request = request;
     this.call = call;
+    this.spans = new StageSpans(call.span);
     this.model = model;
     this.phases = phases;
     this.picture = picture;

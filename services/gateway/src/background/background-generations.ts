@@ -1,5 +1,5 @@
 import { type Clock, ServingError, sha256 } from "@atelier/core";
-import type { Logger } from "@atelier/telemetry";
+import { currentSpan, inSpan, type Logger } from "@atelier/telemetry";
 import type { Generations } from "../generations/generations.ts";
 import type { GenerationContext, Served } from "../generations/ports.ts";
 import type { GeneratedPicture, GenerationEvent, ImageRequestDraft } from "../image-request.ts";
@@ -102,7 +102,15 @@ export class BackgroundGenerations {
       own.take(event);
     };
     const cancelTimer = clock.after(REFUSED_WITHIN_MS, begun.resolve);
-    const run = generations.run(draft, { ...context, signal: own.signal, onEvent });
+    // It outlives the request that asked for it, and whoever reads it later finds its span from there.
+    const span = currentSpan().child("generation.background", { attributes: { "atelier.generation.id": draft.id } });
+    own.trace = span.context;
+    const run = inSpan(span, () => generations.run(draft, { ...context, signal: own.signal, onEvent }));
+    const ended = () => span.end();
+    run.then(ended, (error: unknown) => {
+      span.fail(error);
+      ended();
+    });
     try {
       await Promise.race([begun.promise, run]);
     } finally {
@@ -330,6 +338,7 @@ export class BackgroundGenerations {
 
   async #find(id: string): Promise<GenerationRecord | undefined> {
     const own = this.#own.get(id);
+    currentSpan().link(own?.trace);
     if (own !== undefined) return own.record.expiresAtMs > this.#options.clock.nowMs() ? own.record : undefined;
     for (;;) {
       const stored = await this.#store.read(id);

@@ -1,4 +1,5 @@
 import { type Clock, ServingError } from "@atelier/core";
+import type { TraceContext } from "@atelier/telemetry";
 import type { GenerationEvent } from "../image-request.ts";
 import { StoreUnavailable } from "../shared/shared-store.ts";
 import { type GenerationRecord, hasEnded } from "./generation-record.ts";
@@ -12,6 +13,8 @@ export class OwnGeneration {
   record: GenerationRecord;
   /** Resolves when it has ended and was written down, or the store was away. */
   ended: Promise<void> = Promise.resolve();
+  /** The span that makes it. */
+  trace: TraceContext | undefined;
   /** What has to be written before the record may say that it has ended. */
   beforeEnd: (() => Promise<void>) | undefined;
 

@@ -1,4 +1,5 @@
 import type { Clock, Random } from "@atelier/core";
+import { currentSpan, type TraceContext, traced } from "@atelier/telemetry";
 import { PRIORITY_CLASSES, type PriorityClass } from "../caller.ts";
 import { withSeed } from "../complete-request.ts";
 import type { GenerationContext, Make, MakeLimits, ResultCache, Served, ServiceOrder } from "../generations/ports.ts";
@@ -182,7 +183,11 @@ export class ExactCache implements ResultCache {
   }
 
   async #serveOne(want: Wanted, context: Context, make: Make): Promise<Served> {
-    const found = (await this.#atHand(want)) ?? (await this.#lookFor(want));
+    const found = await traced("cache.lookup", async (span) => {
+      const kept = (await this.#atHand(want)) ?? (await this.#lookFor(want));
+      span.set({ "atelier.cache.found": kept !== undefined });
+      return kept;
+    });
     return found === undefined ? this.#fly(want, context, make) : hit(want, found);
   }
 
@@ -195,6 +200,17 @@ export class ExactCache implements ResultCache {
     const drawn = Math.floor(random.next() * config.variants);
     const variant = (offset: number) =>
       wanted(about, variantSeed(about.digest, (drawn + offset) % config.variants), context.cache);
+    const first = variant(0);
+    const found = await traced("cache.lookup", async (span) => {
+      const served = await this.#findVariant(variant, context);
+      span.set({ "atelier.cache.found": served !== undefined, "atelier.cache.variants": config.variants });
+      return served;
+    });
+    return found ?? this.#fly(first, context, make);
+  }
+
+  async #findVariant(variant: (offset: number) => Wanted, context: Context): Promise<Served | undefined> {
+    const { config } = this.#options;
     const first = variant(0);
     const here = await this.#atHand(first);
     if (here !== undefined) return hit(first, here);
@@ -209,7 +225,7 @@ export class ExactCache implements ResultCache {
         if (there !== undefined) return hit(other, there);
       }
     }
-    return this.#fly(first, context, make);
+    return undefined;
   }
 
   /** With all who want the same at this moment. */
@@ -219,7 +235,9 @@ export class ExactCache implements ResultCache {
     const { deadline, signal, onEvent } = context;
     if (!context.cache.store) return this.#makeAlone(want.request, context, make, "miss");
 
-    const airborne = this.#airborne(want, context) ?? this.#start(want, context, make);
+    const underWay = this.#airborne(want, context);
+    currentSpan().link(underWay?.trace); // what makes it is another request's
+    const airborne = underWay ?? this.#start(want, context, make);
     const asks = Promise.all([airborne.asks, this.#count(want)]);
     airborne.asks = asks.then((counts) => Math.max(...counts));
     const previews = want.request.previewEvery !== undefined;
@@ -249,6 +267,7 @@ export class ExactCache implements ResultCache {
       }),
       subject: want.subject,
       bornAt: this.#purges.newest,
+      trace: currentSpan().context,
       asks: Promise.resolve(0),
     };
     this.#flights.set(id, airborne);
@@ -428,6 +447,8 @@ interface Airborne {
   readonly flight: Flight<Landing>;
   readonly subject: Subject;
   readonly bornAt: number;
+  /** Of the request that it began with. */
+  readonly trace: TraceContext | undefined;
   /** How often it was asked, as far as is known. */
   asks: Promise<number>;
 }

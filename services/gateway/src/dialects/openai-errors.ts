@@ -16,17 +16,10 @@ export const openAiError = z
 
 export type OpenAiError = z.infer<typeof openAiError>;
 
-/** `answer` in OpenAI's schema, under the same status; the request's name where OpenAI's clients look for it. */
-export function wordAsOpenAi(error: ServingError, { status, headers, body }: ErrorReply): ErrorReply {
-  const { request_id: requestId } = (body as ErrorBody).error;
-  return {
-    status,
-    headers: { ...headers, [OPENAI_REQUEST_ID_HEADER]: requestId },
-    body: openAiErrorBody(error, status),
-  };
+/** `answer` in OpenAI's schema, under the same status. */
+export function wordAsOpenAi(error: ServingError, { status, headers }: ErrorReply): ErrorReply {
+  return { status, headers, body: openAiErrorBody(error, status) };
 }
-
-export const OPENAI_REQUEST_ID_HEADER = "x-request-id";
 
 export function openAiErrorBody(error: ServingError, status: number): OpenAiError {
   return { error: { message: error.detail, type: typeOf(error, status), param: paramOf(error), code: codeOf(error) } };
@@ -46,7 +39,7 @@ export function wordForBoth(error: ServingError, { status, headers, body }: Erro
   const ours = (body as ErrorBody).error;
   return {
     status,
-    headers: { ...headers, [OPENAI_REQUEST_ID_HEADER]: ours.request_id },
+    headers,
     body: { error: { ...ours, type: typeOf(error, status), param: paramOf(error) } },
   };
 }

@@ -1,6 +1,6 @@
 import { type Clock, newId, ServingError, toServingError } from "@atelier/core";
-import type { GenerateResponse } from "@atelier/proto";
-import type { Logger } from "@atelier/telemetry";
+import { type GenerateResponse, WorkerService } from "@atelier/proto";
+import { currentRequestId, currentSpan, type Logger, type Span, type TraceContext } from "@atelier/telemetry";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { MakeLimits } from "../generations/ports.ts";
 import type { ImageRequest } from "../image-request.ts";
@@ -27,6 +27,16 @@ export interface Failed {
   readonly error: ServingError;
   /** Its worker had taken it. */
   readonly accepted: boolean;
+  /** Its span, for the attempt that follows. */
+  readonly trace: TraceContext | undefined;
+}
+
+/** What an attempt has to do with one before. */
+export interface Follows {
+  /** In its place, or beside it. */
+  readonly kind: "retry" | "hedge";
+  /** Undefined: there is none. */
+  readonly of: TraceContext | undefined;
 }
 
 export interface AttemptOptions {
@@ -39,6 +49,8 @@ export interface AttemptOptions {
 
 /** What somebody else has finished ends with this. */
 export const SUPERSEDED = new ServingError("CANCELLED", "the pictures came from another attempt");
+
+const GENERATE_SPAN = `${WorkerService.typeName}/Generate`;
 
 /** A latent means something only to the model that made it: another worker's begins from noise. */
 function startable(request: ImageRequest, { models, simulated }: WorkerView): ImageRequest {
@@ -61,10 +73,11 @@ export class Attempt {
   readonly #maker: Maker;
   readonly #call: WorkerCall;
   readonly #watch: StallWatch;
+  readonly #span: Span;
   #accepted = false;
   #stalled = false;
 
-  constructor(slice: Slice, placement: Placement, making: Making, options: AttemptOptions) {
+  constructor(slice: Slice, placement: Placement, making: Making, options: AttemptOptions, follows?: Follows) {
     this.#slice = slice;
     this.#placement = placement;
     this.#making = making;
@@ -80,17 +93,41 @@ export class Attempt {
     const wanted = limits.checkpointEvery ?? checkpointInterval(request, worthMs);
     const checkpointEvery = options.limits.checkpointEvery ?? wanted;
     const callId = newId(request.id);
+    this.#span = currentSpan().child(GENERATE_SPAN, { kind: "client", links: [follows?.of] });
+    if (this.#span.recording) {
+      this.#span.set({
+        "rpc.system": "grpc",
+        "rpc.service": WorkerService.typeName,
+        "rpc.method": "Generate",
+        "server.address": worker.address,
+        "atelier.worker.id": worker.id,
+        "atelier.call_id": callId,
+        "atelier.attempt.kind": follows?.of === undefined ? "first" : follows.kind,
+        "atelier.image.first": slice.first,
+        "atelier.images": slice.count,
+        "atelier.resumed_states": resumeFrom.length,
+      });
+    }
     this.#watch = this.#watchForStall();
     this.#call = callWorker(
       client,
       requestToWire(startable(request, worker), { callId, order: limits.order, slice, checkpointEvery, resumeFrom }),
-      { deadlineAtMs: limits.deadline.atMs, signal: limits.signal, take: (message) => this.#take(message) },
+      {
+        deadlineAtMs: limits.deadline.atMs,
+        context: { requestId: currentRequestId(), trace: this.#span.context },
+        signal: limits.signal,
+        take: (message) => this.#take(message),
+      },
     );
     this.failed = this.#call.ended.then(
       (failure) => this.#settle(failure),
       (reason) => this.#takenBack(reason),
     );
     this.failed.catch(() => {}); // whoever waits for it hears of it; an attempt that lost the race may have nobody left
+  }
+
+  get trace(): TraceContext | undefined {
+    return this.#span.context;
   }
 
   get address(): string {
@@ -106,6 +143,7 @@ export class Attempt {
     this.#watch.heard();
     if (message.event.case === "accepted") {
       this.#accepted = true;
+      this.#span.event("accepted");
       this.#placement.accepted(message.event.value);
     }
     this.#making.gathering.take(this.#slice, this.#maker, message);
@@ -116,15 +154,22 @@ export class Attempt {
     const { metrics, log } = this.#options;
     const { request, gathering } = this.#making;
     const { worker } = this.#placement;
+    const failed = (error: ServingError): Failed => {
+      this.#span.fail(error);
+      this.#span.end();
+      return { error, accepted: this.#accepted, trace: this.#span.context };
+    };
     if (failure === SUPERSEDED) {
       metrics.attempts.inc({ outcome: "SUPERSEDED" });
       this.#placement.release(SUPERSEDED); // it says nothing of the worker, nor of its times
-      return { error: SUPERSEDED, accepted: this.#accepted };
+      this.#span.set({ "atelier.superseded": true });
+      return failed(SUPERSEDED);
     }
     // A connection that breaks after the receipt came took nothing from the answer.
     if (gathering.complete(this.#slice)) {
       metrics.attempts.inc({ outcome: "ok" });
       this.#placement.release();
+      this.#span.end();
       return undefined;
     }
     const missing = `worker ${worker.id} ended its answer with ${gathering.missingText(this.#slice)}`;
@@ -135,7 +180,8 @@ export class Attempt {
     if (error.retryable) {
       log.info({ request: request.id, worker: worker.id, code: error.code, why: error.detail }, "call failed");
     }
-    return { error, accepted: this.#accepted };
+    if (this.#stalled) this.#span.set({ "atelier.stalled": true });
+    return failed(error);
   }
 
   /** The request as a whole is over. */
@@ -143,6 +189,8 @@ export class Attempt {
     this.#watch.stop();
     this.#options.metrics.attempts.inc({ outcome: reason === SUPERSEDED ? "SUPERSEDED" : "CANCELLED" });
     this.#placement.release(toServingError(reason));
+    this.#span.fail(reason);
+    this.#span.end();
     throw reason;
   }
 

@@ -1,5 +1,6 @@
 import type { ServingError } from "@atelier/core";
 import type { GenerateRequestSchema, GenerateResponse } from "@atelier/proto";
+import type { CallContext } from "@atelier/rpc";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { WorkerClient } from "../fleet/worker-client.ts";
 
@@ -14,16 +15,21 @@ export interface WorkerCall {
 export function callWorker(
   client: Pick<WorkerClient, "generate">,
   request: MessageInitShape<typeof GenerateRequestSchema>,
-  limits: { deadlineAtMs: number; signal: AbortSignal; take: (message: GenerateResponse) => void },
+  limits: {
+    deadlineAtMs: number;
+    context: CallContext;
+    signal: AbortSignal;
+    take: (message: GenerateResponse) => void;
+  },
 ): WorkerCall {
-  const { deadlineAtMs, signal, take } = limits;
+  const { deadlineAtMs, context, signal, take } = limits;
   if (signal.aborted) return { ended: Promise.reject(signal.reason), takeBack: () => {} };
   const { promise: ended, resolve, reject } = Promise.withResolvers<ServingError | undefined>();
   const over = (failure: ServingError | undefined) => {
     signal.removeEventListener("abort", abort);
     resolve(failure);
   };
-  const cancel = client.generate(request, { deadlineAtMs }, { message: take, end: over });
+  const cancel = client.generate(request, { deadlineAtMs, context }, { message: take, end: over });
   const abort = () => {
     cancel();
     reject(signal.reason);

@@ -1,5 +1,5 @@
 import { type Clock, type Random, ServingError } from "@atelier/core";
-import type { Logger } from "@atelier/telemetry";
+import { currentSpan, type Logger, traced } from "@atelier/telemetry";
 import { backoffMs } from "../fleet/backoff.ts";
 import type { WorkerView } from "../fleet/worker-view.ts";
 import type { MakeLimits } from "../generations/ports.ts";
@@ -56,6 +56,11 @@ interface Tried {
   readonly giveUpAtMs: number | undefined;
 }
 
+interface Placed {
+  readonly placement: Placement;
+  readonly looked: Tried;
+}
+
 const NOTHING_TRIED: Tried = { failures: 0, last: undefined, avoid: new Set(), waits: 0, giveUpAtMs: undefined };
 /** Under this a second attempt costs more than the wait. */
 const HEDGE_AFTER_MIN_MS = 500;
@@ -79,7 +84,12 @@ export class Dispatcher {
    * @throws ServingError with the worker's own code, WORKER_LOST when it died and none could take over in time,
    * DEADLINE_EXCEEDED, NO_WORKER, or the reason of `signal`.
    */
-  async generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
+  generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
+    const attributes = { "atelier.model": request.model, "atelier.images": request.numImages };
+    return traced("dispatch", () => this.#generate(request, limits), { attributes });
+  }
+
+  async #generate(request: ImageRequest, limits: MakeLimits): Promise<Generation> {
     this.#budget.requestCame();
     const gathering = new Gathering(request, limits, this.#options.checkpoints);
     const ended = new AbortController(); // one slice that fails takes the others with it
@@ -102,8 +112,14 @@ export class Dispatcher {
   async #make(slice: Slice, making: Making, tried: Tried): Promise<void> {
     const { placement, looked } = await this.#place(slice, making, tried);
     const avoid = new Set(tried.avoid);
-    const failed = await this.#attempt(slice, placement, making, avoid);
+    const failed = await this.#attempt(slice, placement, making, avoid, looked.last);
     if (failed === undefined) return;
+    currentSpan().event("attempt failed", {
+      "error.type": failed.error.code,
+      "atelier.worker.id": placement.worker.id,
+      "atelier.image.first": slice.first,
+      "atelier.images": slice.count,
+    });
     const next = this.#afterFailure(failed, slice, making, { ...looked, avoid });
     await Promise.all(making.gathering.rest(slice).map((rest) => this.#make(rest, making, next)));
   }
@@ -134,11 +150,24 @@ export class Dispatcher {
   }
 
   /** A place for a slice: at once the first time, and after a failure elsewhere, or where it was when that is back. */
-  async #place(
-    slice: Slice,
-    { request, limits, gathering }: Making,
-    tried: Tried,
-  ): Promise<{ placement: Placement; looked: Tried }> {
+  #place(slice: Slice, making: Making, tried: Tried): Promise<Placed> {
+    return traced("place", (span) => {
+      const placed = this.#lookForPlace(slice, making, tried);
+      if (!span.recording) return placed;
+      return placed.then((found) => {
+        const { worker, predicted } = found.placement;
+        span.set({
+          "atelier.worker.id": worker.id,
+          "atelier.predicted.wait_ms": Math.round(predicted.waitMs),
+          "atelier.predicted.finish_ms": Math.round(predicted.finishMs),
+          "atelier.place.waits": found.looked.waits,
+        });
+        return found;
+      });
+    });
+  }
+
+  async #lookForPlace(slice: Slice, { request, limits, gathering }: Making, tried: Tried): Promise<Placed> {
     const { placer, clock, random, limits: own } = this.#options;
     const { last, avoid } = tried;
     const image = slice.count === request.numImages ? request : { ...request, numImages: slice.count };
@@ -160,10 +189,16 @@ export class Dispatcher {
   }
 
   /** One attempt, or two side by side where the first is a straggler. Adds to `avoid` who failed. */
-  async #attempt(slice: Slice, placement: Placement, making: Making, avoid: Set<string>): Promise<Failed | undefined> {
+  async #attempt(
+    slice: Slice,
+    placement: Placement,
+    making: Making,
+    avoid: Set<string>,
+    after: Failed | undefined,
+  ): Promise<Failed | undefined> {
     const { clock, metrics } = this.#options;
     const startedAtMs = clock.nowMs();
-    const first = new Attempt(slice, placement, making, this.#options);
+    const first = new Attempt(slice, placement, making, this.#options, { kind: "retry", of: after?.trace });
     const second = await this.#hedge(first, slice, placement, making, avoid);
     const failed = second === undefined ? await failureOf(first, avoid) : await race(first, second, avoid, metrics);
     // What goes on from a checkpoint is sooner done than a whole request is predicted to be.
@@ -210,7 +245,7 @@ export class Dispatcher {
       metrics.hedges.inc({ outcome: "no budget" });
       return undefined;
     }
-    return new Attempt(slice, placement, making, this.#options);
+    return new Attempt(slice, placement, making, this.#options, { kind: "hedge", of: first.trace });
   }
 }
 

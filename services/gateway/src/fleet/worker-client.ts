@@ -10,7 +10,7 @@ import {
   WorkerService,
   type WorkerState,
 } from "@atelier/proto";
-import { channelOptions, errorFromStatus, serviceDefinition } from "@atelier/rpc";
+import { type CallContext, channelOptions, errorFromStatus, metadataOf, serviceDefinition } from "@atelier/rpc";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import {
   type ChannelCredentials,
@@ -49,12 +49,12 @@ export class WorkerClient {
   /** Starts a generation. Calling the result takes it back: the worker frees its slot at the next step. */
   generate(
     request: MessageInitShape<typeof GenerateRequestSchema>,
-    { deadlineAtMs }: { deadlineAtMs: number },
+    { deadlineAtMs, context = {} }: { deadlineAtMs: number; context?: CallContext },
     handlers: StreamHandlers<GenerateResponse>,
   ): () => void {
     const message = create(GenerateRequestSchema, request);
     return follow(
-      this.#stream<GenerateRequest, GenerateResponse>("generate", message, deadlineAtMs),
+      this.#stream<GenerateRequest, GenerateResponse>("generate", message, deadlineAtMs, context),
       this.address,
       handlers,
     );
@@ -107,9 +107,23 @@ export class WorkerClient {
     this.#client.close();
   }
 
-  #stream<In, Out>(method: string, message: In, deadline: number): ClientReadableStream<Out> {
+  #stream<In, Out>(
+    method: string,
+    message: In,
+    deadline: number,
+    context: CallContext = {},
+  ): ClientReadableStream<Out> {
     const { path, requestSerialize, responseDeserialize } = methods[method] as MethodDefinition<In, Out>;
-    return this.#client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, message, { deadline });
+    const metadata = metadataOf(context);
+    const options = { deadline };
+    return this.#client.makeServerStreamRequest(
+      path,
+      requestSerialize,
+      responseDeserialize,
+      message,
+      metadata,
+      options,
+    );
   }
 }
 

@@ -1,4 +1,5 @@
 import { ServingError } from "@atelier/core";
+import { addLogFields, type Logger, traced } from "@atelier/telemetry";
 import { type Caller, PRIORITY_CLASSES } from "../caller.ts";
 import { completeRequest } from "../complete-request.ts";
 import type { Dispatcher } from "../dispatch/dispatcher.ts";
@@ -29,6 +30,8 @@ export interface GenerationsOptions {
   readonly admission: Admission;
   readonly dispatcher: Pick<Dispatcher, "generate">;
   readonly metrics: Pick<GatewayMetrics, "images">;
+  /** Told what is asked for, which it shows as far as its policy allows. */
+  readonly log?: Pick<Logger, "debug">;
 }
 
 /** The way of every request for pictures, whatever the dialect that it came in. */
@@ -53,10 +56,16 @@ export class Generations {
         const signal = AbortSignal.any([context.signal, place.signal, tenant.signal]);
         signal.throwIfAborted();
         const use = { ...context.cache, approximate: similarStarts.allowed(context.cache) };
+        addLogFields({ model: asked.model });
+        this.#options.log?.debug(
+          { prompt: asked.prompt, negative_prompt: asked.negativePrompt, width: asked.width, height: asked.height },
+          "generation asked for",
+        );
         served = await cache.serve(asked, { ...context, order, signal, cache: use }, (image, limits) =>
           similarStarts.make(image, limits, use, (begun, within) => this.#make(begun, within)),
         );
         const { receipt, pictures } = served.generation;
+        addLogFields({ cache: served.outcome });
         metrics.images.inc(
           { model: receipt.model, format: asked.format, simulated: String(receipt.simulated) },
           pictures.length,
@@ -84,7 +93,7 @@ export class Generations {
   }
 
   async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {
-    const ticket = this.#options.admission.enter(image, limits);
+    const ticket = traced("admission", () => this.#options.admission.enter(image, limits));
     try {
       return await this.#options.dispatcher.generate(image, limits);
     } finally {

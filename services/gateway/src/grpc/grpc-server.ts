@@ -1,5 +1,5 @@
 import { type Clock, ConfigError, ServingError } from "@atelier/core";
-import { HTTP_STATUS, retryAfterSeconds } from "@atelier/http";
+import { HTTP_STATUS, requestIdOf, retryAfterSeconds } from "@atelier/http";
 import {
   type CancelGenerationRequest,
   type CancelGenerationResponse,
@@ -9,7 +9,17 @@ import {
   type ListModelsRequest,
   type ListModelsResponse,
 } from "@atelier/proto";
-import { channelOptions, reflectionOf, serviceDefinition, statusOf, type TlsFiles } from "@atelier/rpc";
+import {
+  channelOptions,
+  headersOf,
+  metadataOf,
+  REQUEST_ID_METADATA,
+  reflectionOf,
+  serviceDefinition,
+  statusOf,
+  type TlsFiles,
+} from "@atelier/rpc";
+import { addLogFields, inScope, type Logger, type Span, startSpan, traceContextOf } from "@atelier/telemetry";
 import { type Metadata, Server, ServerCredentials, type ServerUnaryCall, type sendUnaryData } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 import type { Caller } from "../caller.ts";
@@ -24,6 +34,7 @@ export interface GrpcServerOptions {
   readonly authenticator: Authenticator;
   readonly metrics: Pick<GatewayMetrics, "requests" | "requestSeconds">;
   readonly clock: Clock;
+  readonly log: Pick<Logger, "info">;
   readonly bodyMaxBytes: number;
   /** Absent: it speaks in clear. */
   readonly tlsFiles?: TlsFiles | undefined;
@@ -50,19 +61,19 @@ export class GrpcServer {
       "grpc.max_concurrent_streams": 1_000,
     });
     this.#server.addService(serviceDefinition(Generation), {
-      create: (call: CreateCall) => void this.#create(call),
+      create: (call: CreateCall) => this.#scoped("Create", call, (span) => this.#create(call, span)),
       get: (
         call: ServerUnaryCall<GetGenerationRequest, GetGenerationResponse>,
         reply: sendUnaryData<GetGenerationResponse>,
-      ) => void this.#unary("Get", call, reply, (caller) => service.get(call, caller)),
+      ) => this.#unary("Get", call, reply, (caller) => service.get(call, caller)),
       cancel: (
         call: ServerUnaryCall<CancelGenerationRequest, CancelGenerationResponse>,
         reply: sendUnaryData<CancelGenerationResponse>,
-      ) => void this.#unary("Cancel", call, reply, (caller) => service.cancel(call, caller)),
+      ) => this.#unary("Cancel", call, reply, (caller) => service.cancel(call, caller)),
       listModels: (
         call: ServerUnaryCall<ListModelsRequest, ListModelsResponse>,
         reply: sendUnaryData<ListModelsResponse>,
-      ) => void this.#unary("ListModels", call, reply, (caller) => service.listModels(call, caller), "models"),
+      ) => this.#unary("ListModels", call, reply, (caller) => service.listModels(call, caller), "models"),
     });
     this.#health.addToServer(this.#server);
     reflectionOf([Generation]).addToServer(this.#server);
@@ -100,8 +111,24 @@ export class GrpcServer {
     this.#server.forceShutdown();
   }
 
-  async #create(call: CreateCall): Promise<void> {
-    const note = this.#begin("Create");
+  /** A call's lines in the log and its span, and its name sent back before anything else is. */
+  #scoped(method: string, call: Scoped, run: (span: Span) => Promise<void>): void {
+    const headers = headersOf(call.metadata);
+    const requestId = requestIdOf({ "x-request-id": headers[REQUEST_ID_METADATA] });
+    call.sendMetadata(metadataOf({ requestId }));
+    const name = `${Generation.typeName}/${method}`;
+    const attributes = {
+      "rpc.system": "grpc",
+      "rpc.service": Generation.typeName,
+      "rpc.method": method,
+      "atelier.request_id": requestId,
+    };
+    const span = startSpan(name, { kind: "server", attributes }, traceContextOf(headers));
+    inScope({ fields: { request_id: requestId }, span }, () => void run(span));
+  }
+
+  async #create(call: CreateCall, span: Span): Promise<void> {
+    const note = this.#begin("Create", span);
     try {
       const caller = await this.#authenticate(call.metadata);
       await this.#options.service.create(call, caller);
@@ -112,14 +139,24 @@ export class GrpcServer {
     }
   }
 
-  async #unary<Reply>(
+  #unary<Reply>(
     method: string,
-    { metadata }: { readonly metadata: Metadata },
+    call: Scoped,
+    reply: sendUnaryData<Reply>,
+    answer: (caller: Caller) => Promise<Reply>,
+    scope?: Scope,
+  ): void {
+    this.#scoped(method, call, (span) => this.#answer({ method, span }, call, reply, answer, scope));
+  }
+
+  async #answer<Reply>(
+    { method, span }: { readonly method: string; readonly span: Span },
+    { metadata }: Scoped,
     reply: sendUnaryData<Reply>,
     answer: (caller: Caller) => Promise<Reply>,
     scope?: Scope,
   ): Promise<void> {
-    const note = this.#begin(method);
+    const note = this.#begin(method, span);
     try {
       const made = await answer(await this.#authenticate(metadata, scope));
       note(undefined);
@@ -129,29 +166,38 @@ export class GrpcServer {
     }
   }
 
-  #authenticate(metadata: Metadata, scope?: Scope): Promise<Caller> {
+  async #authenticate(metadata: Metadata, scope?: Scope): Promise<Caller> {
     const headers = Object.fromEntries(
       Object.entries(metadata.getMap()).map(([name, value]) => [name, value.toString()]),
     );
-    return this.#options.authenticator.authenticate(headers, "user", scope);
+    const caller = await this.#options.authenticator.authenticate(headers, "user", scope);
+    addLogFields({ tenant: caller.tenant });
+    return caller;
   }
 
   /** Counts a call as requests are counted, by the status that it would have over HTTP. */
-  #begin(method: string): <Thrown>(thrown: Thrown) => Thrown extends undefined ? undefined : ServingError {
-    const { clock, metrics, noteFailure } = this.#options;
+  #begin(method: string, span: Span): <Thrown>(thrown: Thrown) => Thrown extends undefined ? undefined : ServingError {
+    const { clock, metrics, noteFailure, log } = this.#options;
     const route = `${Generation.typeName}/${method}`;
     const startMs = clock.nowMs();
     this.#callsOpen += 1;
     return ((thrown: unknown) => {
       const error = thrown === undefined ? undefined : withRetryAfter(noteFailure(thrown, route));
-      metrics.requests.inc({ route, method: "gRPC", status: error === undefined ? 200 : HTTP_STATUS[error.code] });
-      metrics.requestSeconds.observe({ route }, (clock.nowMs() - startMs) / 1_000);
+      const status = error === undefined ? 200 : HTTP_STATUS[error.code];
+      const durationMs = clock.nowMs() - startMs;
+      metrics.requests.inc({ route, method: "gRPC", status });
+      metrics.requestSeconds.observe({ route }, durationMs / 1_000);
+      log.info({ method: "gRPC", route, status, duration_ms: durationMs }, "request");
+      span.end();
       this.#callsOpen -= 1;
       this.#closeWatches();
       return error;
     }) as never;
   }
 }
+
+/** Of any of our calls. */
+type Scoped = Pick<ServerUnaryCall<unknown, unknown>, "metadata" | "sendMetadata">;
 
 /** For answers that were just given to leave. */
 const LAST_BYTES_MS = 500;

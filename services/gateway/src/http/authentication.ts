@@ -1,3 +1,4 @@
+import { addLogFields } from "@atelier/telemetry";
 import type { FastifyInstance } from "fastify";
 import type { Caller, Role } from "../caller.ts";
 import type { Scope } from "../tenants/records.ts";
@@ -34,6 +35,8 @@ export function authenticateAll(app: FastifyInstance, authenticator: Authenticat
   app.decorateRequest("caller", null as unknown as Caller);
   app.addHook("onRequest", async (request) => {
     const { access = "user", scope } = request.routeOptions.config;
-    if (access !== "public") request.caller = await authenticator.authenticate(request.headers, access, scope);
+    if (access === "public") return;
+    request.caller = await authenticator.authenticate(request.headers, access, scope);
+    addLogFields({ tenant: request.caller.tenant });
   });
 }

@@ -37,4 +37,5 @@ const EXPOSED = [
   "x-atelier-request-id",
   "x-atelier-seed",
   "x-atelier-simulated",
+  "x-request-id",
 ];

@@ -2,6 +2,7 @@ import type { IncomingHttpHeaders } from "node:http";
 import { PassThrough, type Readable } from "node:stream";
 import { type Clock, ServingError } from "@atelier/core";
 import { EVENT_STREAM_TYPE } from "@atelier/http";
+import { currentSpan } from "@atelier/telemetry";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import type { GatewayApp } from "../app.ts";
 import type { Caller } from "../caller.ts";
@@ -99,6 +100,7 @@ async function passOn(request: FastifyRequest, reply: FastifyReply, options: Pas
     headers: {
       ...forwarded(request.headers),
       "x-request-id": request.id,
+      ...currentSpan().context,
       [CALLER_HEADER]: Buffer.from(JSON.stringify(toJobCaller(request.caller))).toString("base64url"),
       ...(internalToken !== undefined && { authorization: `Bearer ${internalToken}` }),
     },

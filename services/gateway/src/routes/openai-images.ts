@@ -3,7 +3,7 @@ import { EVENT_STREAM_TYPE, failuresAs, sentAsStream } from "@atelier/http";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
-import { OPENAI_REQUEST_ID_HEADER, openAiError, wordAsOpenAi } from "../dialects/openai-errors.ts";
+import { openAiError, wordAsOpenAi } from "../dialects/openai-errors.ts";
 import { type OpenAiEventKind, openAiEvent } from "../dialects/openai-events.ts";
 import {
   draftFromOpenAi,
@@ -101,7 +101,6 @@ async function answer(
   const asked = draftFromOpenAi(body, newId("img"));
   const parts = partsOf({ ...asked, seed: asked.seed ?? request.keyedWork?.seed }, context, options);
   const created = Math.floor(clock.nowMs() / 1_000);
-  reply.header(OPENAI_REQUEST_ID_HEADER, request.id);
   if (ignored.length > 0) reply.header(IGNORED_HEADER, ignored.join(", "));
   if (body.stream === true) {
     return sendOpenAiEvents(reply, {

@@ -19,8 +19,16 @@ import {
   WatchResponseSchema,
   WorkerService,
 } from "@atelier/proto";
-import { channelOptions, reflectionOf, serviceDefinition, statusOf, type TlsFiles } from "@atelier/rpc";
-import type { Logger } from "@atelier/telemetry";
+import {
+  channelOptions,
+  headersOf,
+  REQUEST_ID_METADATA,
+  reflectionOf,
+  serviceDefinition,
+  statusOf,
+  type TlsFiles,
+} from "@atelier/rpc";
+import { inScope, type Logger, type Span, startSpan, traceContextOf } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import {
   Server,
@@ -38,6 +46,7 @@ import { StatePublisher } from "./state-publisher.ts";
 import { readGenerateRequest, wireAccepted, wireCheckpoint, wireCompleted, wireEvent, wireState } from "./wire.ts";
 import { describeWorker, type WorkerIdentity, wirePlace } from "./worker-state.ts";
 
+const GENERATE_SPAN = `${WorkerService.typeName}/Generate`;
 /** A call without a deadline gets this one: nothing runs for ever. */
 const CALL_MAX_MS = 15 * 60_000;
 /** How long open streams may keep the server from closing. */
@@ -110,7 +119,7 @@ export class WorkerServer {
 
   async bind(): Promise<void> {
     this.#server.addService(serviceDefinition(WorkerService), {
-      generate: (call: ServerWritableStream<GenerateRequest, GenerateResponse>) => void this.#generate(call),
+      generate: (call: ServerWritableStream<GenerateRequest, GenerateResponse>) => void this.#traced(call),
       watch: (call: ServerWritableStream<WatchRequest, WatchResponse>) => this.#watch(call),
       drain: (call: ServerUnaryCall<DrainRequest, DrainResponse>, reply: sendUnaryData<DrainResponse>) =>
         void this.#drainCall(call, reply),
@@ -190,7 +199,25 @@ export class WorkerServer {
     force();
   }
 
-  async #generate(call: ServerWritableStream<GenerateRequest, GenerateResponse>): Promise<void> {
+  /** The call as its own part of its request's trace, with the request's name on every line that is logged for it. */
+  async #traced(call: ServerWritableStream<GenerateRequest, GenerateResponse>): Promise<void> {
+    const headers = headersOf(call.metadata);
+    const { requestId, order } = call.request;
+    const request_id = headers[REQUEST_ID_METADATA] ?? requestId;
+    const attributes = {
+      "rpc.system": "grpc",
+      "rpc.service": WorkerService.typeName,
+      "rpc.method": "Generate",
+      "atelier.request_id": request_id,
+      "atelier.call_id": requestId,
+      "atelier.worker.id": this.#options.identity.id,
+    };
+    const span = startSpan(GENERATE_SPAN, { kind: "server", attributes }, traceContextOf(headers));
+    const fields = { request_id, ...(order !== undefined && order.tenant !== "" && { tenant: order.tenant }) };
+    await inScope({ fields, span }, () => this.#generate(call, span));
+  }
+
+  async #generate(call: ServerWritableStream<GenerateRequest, GenerateResponse>, span: Span): Promise<void> {
     const startedAtMs = this.#clock.nowMs();
     const { identity, metrics, logger } = this.#options;
     const gone = new AbortController();
@@ -205,6 +232,7 @@ export class WorkerServer {
       const made = await pipeline.generate(request, {
         signal: gone.signal,
         deadline,
+        span,
         onEvent: (event) => {
           if (event.type === "checkpoint") {
             const state = wireState(event, { parameters: call.request.parameters!, device: identity.device });
@@ -225,16 +253,18 @@ export class WorkerServer {
     } catch (error) {
       const { code } = toServingError(error);
       outcome = code;
+      span.fail(error);
       if (code === "DRAINING") {
         writer.flush(); // where the images stand is what the caller goes on from
         this.#imagesHandedBack += unfinished.size;
       }
-      if (code === "INTERNAL") logger.error({ err: error, requestId: call.request.requestId }, "a request failed");
+      if (code === "INTERNAL") logger.error({ err: error, call_id: call.request.requestId }, "a request failed");
       call.emit("error", statusOf(error));
     }
     const ms = this.#clock.nowMs() - startedAtMs;
     metrics.requestEnded(outcome, ms);
-    logger.debug({ requestId: call.request.requestId, outcome, ms }, "request ended");
+    span.end();
+    logger.debug({ call_id: call.request.requestId, outcome, duration_ms: ms }, "request ended");
   }
 
   #watch(call: ServerWritableStream<WatchRequest, WatchResponse>): void {
