@@ -77,6 +77,7 @@ const worker = {
     minReplicas: amount,
     maxReplicas: atLeastOne,
     targetSeconds: { type: "number", exclusiveMinimum: 0 },
+    bulkTargetSeconds: { type: "number", minimum: 0 },
     scaleUpPodsPerMinute: atLeastOne,
     scaleDownStabilizationSeconds: { type: "integer", minimum: 0, maximum: 3600 },
     cooldownSeconds: amount,

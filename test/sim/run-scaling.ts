@@ -71,9 +71,8 @@ export function drawRise(rise: Rise): readonly SimRequest[] {
 
 /** As production's default. */
 const QUEUE_MAX = 64;
-/** Over which arrivals and utilisation are taken: what `rate(x[1m])` sees, and what the metrics server averages. */
+/** Over which arrivals are taken: what `rate(x[1m])` sees. Utilisation is that since the last scrape. */
 const RATE_WINDOW_MS = 60_000;
-const UTILISATION_WINDOW_MS = 15_000;
 const EVENTS_MAX = 100_000_000;
 
 /** Serves `trace` with a fleet that an autoscaler keeps at `metric`'s target. The same for the same arguments. */
@@ -157,6 +156,12 @@ class ScaledFleet {
   }
 
   readonly #send: Send = (request, worker, { accepted, finished }) => {
+    if (worker.draining) {
+      // It says no, since the gateway had not heard yet, and the request is placed anew.
+      finished?.();
+      this.#policy.arrived(request);
+      return;
+    }
     this.#unplaced.delete(request.id);
     const report = worker.accept(request, () => {
       this.#outcomes.push({ request, latencyMs: this.#sim.nowMs() - request.atMs });
@@ -186,7 +191,7 @@ class ScaledFleet {
     const atMs = this.#sim.nowMs();
     const workers = [...this.#ready, ...this.#leaving];
     const utilisation = this.#ready.map((worker) => {
-      const share = (worker.busyMs - this.#busyAt.get(worker)!) / UTILISATION_WINDOW_MS;
+      const share = (worker.busyMs - this.#busyAt.get(worker)!) / this.#world.scrapeMs;
       this.#busyAt.set(worker, worker.busyMs);
       return Math.min(1, share);
     });

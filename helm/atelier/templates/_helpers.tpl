@@ -113,6 +113,32 @@ of secrets. Names come in order, so that a render is the same each time.
 {{- $pool | toJson -}}
 {{- end -}}
 
+{{/*
+What a pool is scaled by: entries of {metric, query, target}, as JSON. Takes {root, name, pool}.
+The work of interactive requests is what its workers have accepted (every gateway sees all of them, so the maximum), what
+waits in gateways for room, and what arrives within the target's time: workers = work / target. See docs/autoscaling.md.
+*/}}
+{{- define "atelier.scaledBy" -}}
+{{- $scaling := .pool.autoscaling -}}
+{{- $namespace := printf "namespace=%q" .root.Release.Namespace -}}
+{{- $urgent := "class!=\"bulk\"" -}}
+{{- $name := printf "%s_%s" (include "atelier.fullname" .root) .name | replace "-" "_" -}}
+{{- $entries := list -}}
+{{- if .pool.interactive -}}
+{{- $mine := printf "%s,pool=%q,%s" $namespace .name $urgent -}}
+{{- $accepted := printf "max(sum by (instance) (atelier_gateway_backlog_device_seconds{%s}))" $mine -}}
+{{- $waiting := printf "sum(atelier_gateway_unplaced_device_seconds{%s,%s})" $namespace $urgent -}}
+{{- $arriving := printf "%v * sum(rate(atelier_gateway_placed_device_seconds_total{%s}[1m]))" $scaling.targetSeconds $mine -}}
+{{- $query := printf "%s + (%s or vector(0)) + (%s or vector(0))" $accepted $waiting $arriving -}}
+{{- $entries = append $entries (dict "metric" (printf "atelier_work_device_seconds_%s" $name) "query" $query "target" $scaling.targetSeconds) -}}
+{{- end -}}
+{{- if and .pool.bulk (gt (float64 $scaling.bulkTargetSeconds) 0.0) -}}
+{{- $query := printf "sum(atelier_jobs_backlog_device_seconds{%s,model=~%q}) or vector(0)" $namespace (join "|" .pool.models) -}}
+{{- $entries = append $entries (dict "metric" (printf "atelier_bulk_work_device_seconds_%s" $name) "query" $query "target" $scaling.bulkTargetSeconds) -}}
+{{- end -}}
+{{- $entries | toJson -}}
+{{- end -}}
+
 {{/* What the values say together and cannot mean: each with the value's name. */}}
 {{- define "atelier.check" -}}
 {{- $values := .Values -}}
@@ -147,6 +173,9 @@ of secrets. Names come in order, so that a render is the same each time.
 {{- end -}}
 {{- if and (eq (int $scaling.minReplicas) 0) $pool.interactive (ne $scaling.kind "none") -}}
 {{- $problems = append $problems (printf "pools.%s.autoscaling.minReplicas=0: a pool that serves interactive requests keeps one worker, since a request does not wait for a GPU to start" $name) -}}
+{{- end -}}
+{{- if and (not $pool.interactive) (ne $scaling.kind "none") (eq (float64 $scaling.bulkTargetSeconds) 0.0) -}}
+{{- $problems = append $problems (printf "pools.%s.autoscaling.bulkTargetSeconds=0, and the pool serves bulk only: there is nothing to scale it by" $name) -}}
 {{- end -}}
 {{- if and $pool.spot (gt (int $pool.drainSeconds) 25) -}}
 {{- $problems = append $problems (printf "pools.%s.drainSeconds=%d: spot nodes give 30 s of notice; 25 at most" $name (int $pool.drainSeconds)) -}}
