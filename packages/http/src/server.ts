@@ -40,7 +40,7 @@ export interface ServerOptions extends FailureOptions {
   /** Absent: plain HTTP. */
   readonly identity?: SecureContextOptions | undefined;
   /** Of each request, when its last byte left or its caller did. */
-  readonly onEnd: (ended: EndedRequest) => void;
+  readonly onEnd: (ended: EndedRequest, request: FastifyRequest) => void;
 }
 
 export interface EndedRequest {
@@ -110,7 +110,7 @@ function observe(request: FastifyRequest, reply: FastifyReply, { onEnd, log, clo
     const status = reply.raw.writableFinished ? reply.statusCode : 499;
     const durationMs = clock.nowMs() - startMs;
     withinRequest(request, () => {
-      onEnd({ route, method, status, durationMs });
+      onEnd({ route, method, status, durationMs }, request);
       log.info({ method, route, status, duration_ms: durationMs }, "request");
     });
     endRequestSpan(request, reply, status);

@@ -1,6 +1,17 @@
 /** Logs, metrics and traces, the same in every service. */
+export { buildVariables, VERSION } from "./build.ts";
+export { type Exposed, Exposition } from "./exposition.ts";
 export { createLogger, LOG_LEVELS, LOG_PROMPTS, type Logger, type LogPrompts } from "./logger.ts";
-export { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "./metrics.ts";
+export {
+  type Build,
+  Counter,
+  createRegistry,
+  DURATION_BUCKETS_S,
+  Gauge,
+  Histogram,
+  type Registry,
+  TracedHistogram,
+} from "./metrics.ts";
 export {
   addLogFields,
   currentLogFields,

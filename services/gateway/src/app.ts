@@ -86,16 +86,14 @@ export async function buildApp(options: AppOptions): Promise<GatewayApp> {
     // Nothing is silent for longer but a caller that does not take its answer.
     silenceMaxMs: options.requestTimeoutMs + options.receiveTimeoutMs,
     identity: tlsFiles?.identity,
-    onEnd: ({ route, method, status, durationMs }) => {
-      metrics.requests.inc({ route, method, status });
-      metrics.requestSeconds.observe({ route }, durationMs / 1000);
-    },
+    onEnd: (ended, { caller, servedAs }) => metrics.requestEnded({ ...ended, caller, servedAs }),
     // Of a route that is not there, its path tells the dialect.
     wordFailure: (error, answer, { url }) => (url.startsWith("/sdapi/") ? wordAsA1111(error, answer) : answer),
   };
   const app: GatewayApp = buildServer(server);
   if (tlsFiles !== undefined) renewIdentity(app, tlsFiles);
   acceptJsonOnly(app);
+  app.decorateRequest("servedAs", null);
   await allowOrigins(app, options.corsOrigins); // before the authenticator: browsers ask without a key
   app.addHook("onSend", async (_request, reply) => {
     // A kept-alive connection would hold up the stop until its caller drops it.

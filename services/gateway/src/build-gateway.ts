@@ -82,7 +82,7 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
   });
   const inFlight = new InFlight({ max: config.inFlightMax });
   const checkpoints = new ByteBudget(config.dispatch.checkpointBytesMax);
-  const metrics = createGatewayMetrics({ fleet, inFlight, checkpoints });
+  const metrics = createGatewayMetrics({ fleet, inFlight, checkpoints, revision: config.revision });
   const redis =
     config.redis && (await RedisLink.open(config.redis, { ...world, metrics: createRedisMetrics(metrics.registry) }));
   const store = redis === undefined ? new MemoryStore(world.clock) : new RedisStore(redis);
@@ -131,7 +131,8 @@ export async function buildGateway(config: GatewayConfig, world: GatewayWorld): 
     fleet,
     aliases,
     inFlight,
-    metrics,
+    metrics: metrics.generations,
+    clock,
     tenantLimits: tenancy.gate,
     cache: cache ?? withoutCache,
     similarStarts: approximate ?? withoutSimilarStarts,

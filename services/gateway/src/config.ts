@@ -1,6 +1,6 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import type { TlsFileNames } from "@atelier/rpc";
-import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
+import { buildVariables, LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 import { APPROXIMATE_MODES, type ApproximateMode } from "./approximate/approximate-cache.ts";
 import { CACHE_SCOPES } from "./cache/cache-key.ts";
@@ -61,6 +61,8 @@ export interface GatewayConfig {
   readonly dispatch: DispatchConfig;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly logPrompts: LogPrompts;
+  /** Of the source that was built; undefined: not known. */
+  readonly revision: string | undefined;
   readonly tenancy: TenancyConfig;
 }
 
@@ -179,6 +181,7 @@ export function readGatewayConfig(env: Record<string, string | undefined>): Gate
     }),
     logLevel: read.ATELIER_LOG_LEVEL,
     logPrompts: read.ATELIER_LOG_PROMPTS,
+    revision: read.ATELIER_REVISION,
     tenancy: {
       keysFile: read.ATELIER_KEYS_FILE,
       keys: read.ATELIER_KEYS,
@@ -288,6 +291,7 @@ export const gatewayEnvironment = z
     ATELIER_HEDGE: z.string().default("off").transform(hedge),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
     ...telemetryVariables,
+    ...buildVariables,
   })
   .superRefine(checkRedis)
   .superRefine(checkTlsFiles)

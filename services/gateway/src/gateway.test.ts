@@ -515,28 +515,14 @@ describe("what operators ask", () => {
     });
   });
 
-  it("counts requests by route and status, pictures, workers and what is in flight", async () => {
+  it("counts pictures, workers and what is in flight", async () => {
     await ask({ prompt: "x", num_images: 2 });
-    await ask({ prompt: "" });
-    await fetch(`${gateway().url}/made-up-${Date.now()}`);
-    await eventually(async () => (await metrics(gateway())).includes('status="404"'));
     const text = await metrics(gateway());
-    expect(text).toMatch(
-      /atelier_gateway_requests_total\{route="\/generate",method="POST",status="200",service="gateway"\} 1\n/,
-    );
-    expect(text).toMatch(
-      /atelier_gateway_requests_total\{route="\/generate",method="POST",status="400",service="gateway"\} 1\n/,
-    );
-    expect(text).toMatch(
-      /atelier_gateway_requests_total\{route="unknown",method="GET",status="404",service="gateway"\} 1\n/,
-    );
     expect(text).toMatch(
       /atelier_gateway_images_total\{model="atelier-tiny",format="png",simulated="true",service="gateway"\} 2\n/,
     );
     expect(text).toMatch(/atelier_gateway_workers\{ready="true",service="gateway"\} 1\n/);
     expect(text).toMatch(/atelier_gateway_generations_in_flight\{service="gateway"\} 0\n/);
-    expect(text).toMatch(/atelier_gateway_request_duration_seconds_count\{service="gateway",route="\/generate"\} 2\n/);
-    expect(text).not.toContain("made-up");
   });
 });
 

@@ -1,7 +1,7 @@
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
 import { listen } from "@atelier/http";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
-import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
+import { createLogger, type Logger, startTracing, VERSION } from "@atelier/telemetry";
 import { buildGateway } from "./build-gateway.ts";
 import { type GatewayConfig, readGatewayConfig } from "./config.ts";
 import { stopGracefully } from "./graceful-stop.ts";
@@ -49,7 +49,7 @@ try {
   const stopping = untilAskedToStop();
   const config = readGatewayConfig(process.env);
   const log = createLogger("gateway", config.logLevel, {}, config.logPrompts);
-  const tracing = await startTracing({ service: "gateway", env: process.env, log });
+  const tracing = await startTracing({ service: "gateway", env: process.env, version: VERSION, log });
   await main(config, log, stopping);
   await tracing.close({ timeoutMs: TRACES_CLOSE_MS });
   process.exit(0); // an IPC channel would keep the process alive

@@ -73,7 +73,12 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
   const manifest = new Manifest({ items, jobs: engine, book, objects });
   const depths = new QueueDepths(queue, clock);
   const trouble = () => engine.trouble;
-  const metrics = createJobsMetrics({ jobs: () => engine.kept(), depths: () => depths.last, trouble });
+  const metrics = createJobsMetrics({
+    jobs: () => engine.kept(),
+    depths: () => depths.last,
+    trouble,
+    revision: config.revision,
+  });
   const gateway = new HttpGateway({ urls: config.gateways, token: config.internalToken });
   const booking = new Booking({
     gateway,

@@ -1,7 +1,7 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
 import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
-import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
+import { buildVariables, LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 
 export interface JobsConfig {
@@ -24,6 +24,8 @@ export interface JobsConfig {
   readonly drainTimeoutMs: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly logPrompts: LogPrompts;
+  /** Of the source that was built; undefined: not known. */
+  readonly revision: string | undefined;
 }
 
 export interface QueueConfig {
@@ -66,6 +68,7 @@ export function readJobsConfig(env: Record<string, string | undefined>): JobsCon
     drainTimeoutMs: read.ATELIER_DRAIN_TIMEOUT_MS,
     logLevel: read.ATELIER_LOG_LEVEL,
     logPrompts: read.ATELIER_LOG_PROMPTS,
+    revision: read.ATELIER_REVISION,
   });
 }
 
@@ -113,6 +116,7 @@ export const jobsEnvironment = z
     ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(10_000),
     ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
     ...telemetryVariables,
+    ...buildVariables,
   })
   .superRefine((read, context) => {
     if (read.ATELIER_INTERNAL_TOKEN !== undefined || LOOPBACK.has(read.ATELIER_JOBS_LISTEN.host)) return;

@@ -2,7 +2,7 @@ import { setFlagsFromString } from "node:v8";
 import { ConfigError, systemClock, systemRandom } from "@atelier/core";
 import { listen } from "@atelier/http";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
-import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
+import { createLogger, type Logger, startTracing, VERSION } from "@atelier/telemetry";
 import { buildJobs } from "./build-jobs.ts";
 import { type JobsConfig, readJobsConfig } from "./config.ts";
 
@@ -51,7 +51,7 @@ try {
   const stopping = untilAskedToStop();
   const config = readJobsConfig(process.env);
   const log = createLogger("jobs", config.logLevel, {}, config.logPrompts);
-  const tracing = await startTracing({ service: "jobs", env: process.env, log });
+  const tracing = await startTracing({ service: "jobs", env: process.env, version: VERSION, log });
   await main(config, log, stopping);
   await tracing.close({ timeoutMs: TRACES_CLOSE_MS });
   process.exit(0); // an IPC channel would keep the process alive

@@ -34,10 +34,12 @@ export interface MeasuredJobs {
   /** As the queue last said. */
   readonly depths: () => readonly QueueDepth[];
   readonly trouble: () => string | undefined;
+  /** Of the source that was built; undefined: not known. */
+  readonly revision?: string | undefined;
 }
 
-export function createJobsMetrics({ jobs, depths, trouble }: MeasuredJobs): JobsMetrics {
-  const registry = createRegistry("jobs");
+export function createJobsMetrics({ jobs, depths, trouble, revision }: MeasuredJobs): JobsMetrics {
+  const registry = createRegistry("jobs", { revision });
   const registers = [registry];
   new Gauge({
     name: "atelier_jobs_jobs",

@@ -3,7 +3,7 @@ import { ConfigError, fromEnv, readConfig } from "@atelier/core";
 import { parseQueueAddress } from "@atelier/job-queue";
 import { parseObjectsAddress, type S3Settings } from "@atelier/object-store";
 import type { TlsFileNames } from "@atelier/rpc";
-import { LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
+import { buildVariables, LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 import type { DeviceSpec } from "./device/device.ts";
 import { PROVIDERS } from "./device/onnx/providers.ts";
@@ -44,6 +44,8 @@ export interface WorkerConfig {
   readonly bulk: BulkConfig | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly logPrompts: LogPrompts;
+  /** Of the source that was built; undefined: not known. */
+  readonly revision: string | undefined;
 }
 
 export interface BulkConfig {
@@ -142,6 +144,7 @@ export const workerEnvironment = z.object({
   ATELIER_ITEM_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 1000 }).default(5),
   ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS).default("info"),
   ...telemetryVariables,
+  ...buildVariables,
 });
 
 /** @throws ConfigError naming every bad variable. */
@@ -168,6 +171,7 @@ export function readWorkerConfig(env: Record<string, string | undefined>): Worke
     bulk: bulkOf(values),
     logLevel: values.ATELIER_LOG_LEVEL,
     logPrompts: values.ATELIER_LOG_PROMPTS,
+    revision: values.ATELIER_REVISION,
   });
 }
 

@@ -1,7 +1,7 @@
 import { systemClock, systemRandom, toServingError } from "@atelier/core";
 import { tellParent, untilAskedToStop } from "@atelier/lifecycle";
 import { type TlsFileNames, TlsFiles } from "@atelier/rpc";
-import { createLogger, type Logger, startTracing } from "@atelier/telemetry";
+import { createLogger, createRegistry, type Logger, startTracing, VERSION } from "@atelier/telemetry";
 import { Bulk } from "./bulk/bulk.ts";
 import { BulkMetrics } from "./bulk/bulk-metrics.ts";
 import { readWorkerConfig } from "./config.ts";
@@ -26,7 +26,7 @@ async function main(): Promise<void> {
   const config = readWorkerConfig(process.env);
   const logger = createLogger("worker", config.logLevel, { worker_id: config.id }, config.logPrompts);
   const stopping = untilAskedToStop();
-  const tracing = await startTracing({ service: "worker", env: process.env, log: logger });
+  const tracing = await startTracing({ service: "worker", env: process.env, version: VERSION, log: logger });
 
   const { tensorrtCacheDir } = config;
   if (tensorrtCacheDir !== undefined) await useTensorrtCache(tensorrtCacheDir);
@@ -37,7 +37,7 @@ async function main(): Promise<void> {
     device: deviceName(device),
     simulated: device.kind === "simulated",
   };
-  const metrics = new WorkerMetrics();
+  const metrics = new WorkerMetrics(createRegistry("worker", config));
   const tls = config.tls && openTls(config.tls, logger);
   const server = await serveWorker({ listen: config.listen, identity, metrics, logger, tls });
   const metricsServer = await serveMetrics(config.metricsListen, metrics.registry, () => server.serving);

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import type { Registry } from "@atelier/telemetry";
+import { Exposition, type Registry } from "@atelier/telemetry";
 import { type Address, addressText, cannotListen } from "./config.ts";
 
 export interface MetricsServer {
@@ -10,18 +10,19 @@ export interface MetricsServer {
   close(): Promise<void>;
 }
 
-/** GET /metrics in Prometheus' text format; GET /healthz is 200 while `healthy()`, 503 otherwise. */
+/** GET /metrics, as OpenMetrics for whoever accepts that; GET /healthz is 200 while `healthy()`, 503 otherwise. */
 export async function serveMetrics(
   listen: Address,
   registry: Registry,
   healthy: () => boolean,
 ): Promise<MetricsServer> {
+  const exposition = new Exposition(registry);
   const server = createServer(async (request, response) => {
     if (request.method !== "GET") {
       response.writeHead(405).end();
     } else if (request.url === "/metrics") {
-      const text = await registry.metrics();
-      response.writeHead(200, { "content-type": registry.contentType }).end(text);
+      const { contentType, body } = await exposition.answer(request.headers.accept);
+      response.writeHead(200, { "content-type": contentType, vary: "accept" }).end(body);
     } else if (request.url === "/healthz") {
       const ok = healthy();
       response.writeHead(ok ? 200 : 503, { "content-type": "text/plain" }).end(ok ? "ok\n" : "not serving\n");

@@ -1,12 +1,18 @@
-import { ServingError } from "@atelier/core";
-import { addLogFields, type Logger, traced } from "@atelier/telemetry";
+import { type Clock, ServingError } from "@atelier/core";
+import { addLogFields, currentTraceId, type Logger, traced } from "@atelier/telemetry";
 import { type Caller, PRIORITY_CLASSES } from "../caller.ts";
 import { completeRequest } from "../complete-request.ts";
 import type { Dispatcher } from "../dispatch/dispatcher.ts";
 import type { Fleet } from "../fleet/fleet.ts";
-import type { CompleteRequest, Generation, ImageRequest, ImageRequestDraft } from "../image-request.ts";
+import type {
+  CompleteRequest,
+  Generation,
+  GenerationEvent,
+  ImageRequest,
+  ImageRequestDraft,
+} from "../image-request.ts";
 import type { InFlight } from "../in-flight.ts";
-import type { GatewayMetrics } from "../metrics.ts";
+import type { GenerationMetrics } from "../metrics.ts";
 import type { ModelAliases } from "../model-aliases.ts";
 import { checkAllowed, viewsFor } from "../tenants/allow-lists.ts";
 import type {
@@ -29,7 +35,8 @@ export interface GenerationsOptions {
   readonly similarStarts: SimilarStarts;
   readonly admission: Admission;
   readonly dispatcher: Pick<Dispatcher, "generate">;
-  readonly metrics: Pick<GatewayMetrics, "images">;
+  readonly metrics: GenerationMetrics;
+  readonly clock: Clock;
   /** Told what is asked for, which it shows as far as its policy allows. */
   readonly log?: Pick<Logger, "debug">;
 }
@@ -44,7 +51,9 @@ export class Generations {
 
   /** complete -> the tenant's limits -> cache and single-flight -> admission -> dispatch. Rejects with a ServingError. */
   async run(draft: ImageRequestDraft, context: GenerationContext): Promise<Served> {
-    const { inFlight, tenantLimits, cache, similarStarts, admission, metrics } = this.#options;
+    const { inFlight, tenantLimits, cache, similarStarts, admission, metrics, clock } = this.#options;
+    const cameAtMs = clock.nowMs();
+    const traceId = currentTraceId(); // events come from connections, which belong to no request
     const order = orderOf(context);
     const asked = admission.adjust(this.complete(draft, context.caller), order);
 
@@ -61,9 +70,13 @@ export class Generations {
           { prompt: asked.prompt, negative_prompt: asked.negativePrompt, width: asked.width, height: asked.height },
           "generation asked for",
         );
-        served = await cache.serve(asked, { ...context, order, signal, cache: use }, (image, limits) =>
+        const onEvent = tellFirstStep(context.onEvent, () =>
+          metrics.firstStep(order.priority, clock.nowMs() - cameAtMs, traceId),
+        );
+        served = await cache.serve(asked, { ...context, onEvent, order, signal, cache: use }, (image, limits) =>
           similarStarts.make(image, limits, use, (begun, within) => this.#make(begun, within)),
         );
+        context.onServed?.(served.outcome);
         const { receipt, pictures } = served.generation;
         addLogFields({ cache: served.outcome });
         metrics.images.inc(
@@ -92,14 +105,40 @@ export class Generations {
     return completeRequest(named, viewsFor(caller, views));
   }
 
+  /** Whoever waits for it, a picture is made once, and waits once. */
+  #watchQueue({ order, onEvent }: MakeLimits): (event: GenerationEvent) => void {
+    const { metrics, clock } = this.#options;
+    const traceId = currentTraceId();
+    let acceptedAtMs: number | undefined;
+    const passOn = tellFirstStep(onEvent, () => {
+      if (acceptedAtMs !== undefined) metrics.queueWait(order.priority, clock.nowMs() - acceptedAtMs, traceId);
+    });
+    return (event) => {
+      if (event.type === "accepted") acceptedAtMs = clock.nowMs();
+      passOn(event);
+    };
+  }
+
   async #make(image: ImageRequest, limits: MakeLimits): Promise<Generation> {
     const ticket = traced("admission", () => this.#options.admission.enter(image, limits));
     try {
-      return await this.#options.dispatcher.generate(image, limits);
+      return await this.#options.dispatcher.generate(image, { ...limits, onEvent: this.#watchQueue(limits) });
     } finally {
       ticket.leave();
     }
   }
+}
+
+/** What `onEvent` is told, and the first step that was made besides. */
+function tellFirstStep(onEvent: MakeLimits["onEvent"], made: () => void): (event: GenerationEvent) => void {
+  let begun = false;
+  return (event) => {
+    if (!begun && event.type === "progress" && event.stage === "denoise") {
+      begun = true;
+      made();
+    }
+    onEvent?.(event);
+  };
 }
 
 /** @throws ServingError FORBIDDEN where the caller asks for a more urgent class than its own. */

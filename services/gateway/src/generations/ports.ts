@@ -28,6 +28,8 @@ export interface GenerationContext {
   readonly cache: CacheUse;
   /** Told of the request's way while it lasts, in order. Must not throw. */
   readonly onEvent?: ((event: GenerationEvent) => void) | undefined;
+  /** Told how it was served, once it was. Must not throw. */
+  readonly onServed?: ((outcome: CacheOutcome) => void) | undefined;
   /** Told how the caller's rate limits stand once the request was counted or refused. Must not throw. */
   readonly onStanding?: ((standing: Standing) => void) | undefined;
 }

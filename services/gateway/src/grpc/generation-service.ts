@@ -57,7 +57,7 @@ export class GenerationService {
     this.#options = options;
   }
 
-  async create(call: CreateCall, caller: Caller): Promise<void> {
+  async create(call: CreateCall, caller: Caller, onServed?: GenerationContext["onServed"]): Promise<void> {
     const { background } = this.#options;
     const body = readStrictly(generationBody, bodyFromWire(call.request)) as GenerationBody;
     const draft = draftFromGeneration(body, { id: newId("gen"), format: body.format ?? "png" });
@@ -67,6 +67,7 @@ export class GenerationService {
       deadline: this.#deadlineOf(call.request.background ? undefined : call.getDeadline(), deadlineMs),
       priority,
       cache: { ...cacheUseOf(undefined), ...cache },
+      onServed,
     };
     if (!call.request.background) return this.#stream(call, draft, limits);
     checkNoPreviews(body);

@@ -25,14 +25,14 @@ import { HealthImplementation } from "grpc-health-check";
 import type { Caller } from "../caller.ts";
 import type { HostPort } from "../config.ts";
 import type { Authenticator } from "../http/authentication.ts";
-import type { GatewayMetrics } from "../metrics.ts";
+import type { GatewayMetrics, RequestEnded } from "../metrics.ts";
 import type { Scope } from "../tenants/records.ts";
 import type { CreateCall, GenerationService } from "./generation-service.ts";
 
 export interface GrpcServerOptions {
   readonly service: GenerationService;
   readonly authenticator: Authenticator;
-  readonly metrics: Pick<GatewayMetrics, "requests" | "requestSeconds">;
+  readonly metrics: Pick<GatewayMetrics, "requestEnded">;
   readonly clock: Clock;
   readonly log: Pick<Logger, "info">;
   readonly bodyMaxBytes: number;
@@ -128,10 +128,14 @@ export class GrpcServer {
   }
 
   async #create(call: CreateCall, span: Span): Promise<void> {
-    const note = this.#begin("Create", span);
+    const seen = nothingSeen();
+    const note = this.#begin("Create", span, seen);
     try {
       const caller = await this.#authenticate(call.metadata);
-      await this.#options.service.create(call, caller);
+      seen.caller = caller;
+      await this.#options.service.create(call, caller, (outcome) => {
+        seen.servedAs = outcome;
+      });
       call.end();
       note(undefined);
     } catch (thrown) {
@@ -156,9 +160,12 @@ export class GrpcServer {
     answer: (caller: Caller) => Promise<Reply>,
     scope?: Scope,
   ): Promise<void> {
-    const note = this.#begin(method, span);
+    const seen = nothingSeen();
+    const note = this.#begin(method, span, seen);
     try {
-      const made = await answer(await this.#authenticate(metadata, scope));
+      const caller = await this.#authenticate(metadata, scope);
+      seen.caller = caller;
+      const made = await answer(caller);
       note(undefined);
       reply(null, made);
     } catch (thrown) {
@@ -176,7 +183,11 @@ export class GrpcServer {
   }
 
   /** Counts a call as requests are counted, by the status that it would have over HTTP. */
-  #begin(method: string, span: Span): <Thrown>(thrown: Thrown) => Thrown extends undefined ? undefined : ServingError {
+  #begin(
+    method: string,
+    span: Span,
+    seen: Seen,
+  ): <Thrown>(thrown: Thrown) => Thrown extends undefined ? undefined : ServingError {
     const { clock, metrics, noteFailure, log } = this.#options;
     const route = `${Generation.typeName}/${method}`;
     const startMs = clock.nowMs();
@@ -185,8 +196,7 @@ export class GrpcServer {
       const error = thrown === undefined ? undefined : withRetryAfter(noteFailure(thrown, route));
       const status = error === undefined ? 200 : HTTP_STATUS[error.code];
       const durationMs = clock.nowMs() - startMs;
-      metrics.requests.inc({ route, method: "gRPC", status });
-      metrics.requestSeconds.observe({ route }, durationMs / 1_000);
+      metrics.requestEnded({ ...seen, route, method: "gRPC", status, durationMs });
       log.info({ method: "gRPC", route, status, duration_ms: durationMs }, "request");
       span.end();
       this.#callsOpen -= 1;
@@ -198,6 +208,16 @@ export class GrpcServer {
 
 /** Of any of our calls. */
 type Scoped = Pick<ServerUnaryCall<unknown, unknown>, "metadata" | "sendMetadata">;
+
+/** What comes to light of a call while it lasts. */
+interface Seen {
+  caller: Caller | null;
+  servedAs: RequestEnded["servedAs"];
+}
+
+function nothingSeen(): Seen {
+  return { caller: null, servedAs: null };
+}
 
 /** For answers that were just given to leave. */
 const LAST_BYTES_MS = 500;

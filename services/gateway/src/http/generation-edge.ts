@@ -1,8 +1,15 @@
 import { type Clock, Deadline, ServingError } from "@atelier/core";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import type { PriorityClass } from "../caller.ts";
-import type { CacheUse, GenerationContext, Served } from "../generations/ports.ts";
+import type { CacheOutcome, CacheUse, GenerationContext, Served } from "../generations/ports.ts";
 import { rateHeaders } from "../tenants/rate-headers.ts";
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** How its pictures came about; null where it had none. */
+    servedAs: CacheOutcome | null;
+  }
+}
 
 /** The first picture's seed, on every kind of answer. */
 export const SEED_HEADER = "x-atelier-seed";
@@ -36,6 +43,9 @@ export function contextOf(request: FastifyRequest, reply: FastifyReply, options:
     signal: gone.signal,
     priority,
     cache: { ...cacheUseOf(request.headers["cache-control"]), ...cache },
+    onServed: (outcome) => {
+      request.servedAs = outcome;
+    },
     onStanding: (standing) => void reply.headers(rateHeaders(standing)),
   };
 }

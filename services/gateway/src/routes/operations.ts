@@ -1,6 +1,6 @@
 import { ServingError } from "@atelier/core";
 import { errorResponses, sentAsBytes } from "@atelier/http";
-import type { Registry } from "@atelier/telemetry";
+import { Exposition, type Registry } from "@atelier/telemetry";
 import { z } from "zod";
 import type { GatewayApp } from "../app.ts";
 import type { Fleet } from "../fleet/fleet.ts";
@@ -37,14 +37,23 @@ export function operationsRoutes(app: GatewayApp, { fleet, inFlight, registry }:
 
   const metrics = {
     operationId: "metrics",
-    summary: "Metrics in the Prometheus text format",
+    summary: "Metrics for Prometheus",
+    description: "In the text format, or as OpenMetrics for whoever accepts application/openmetrics-text.",
     response: {
-      200: { description: "The metrics.", content: { "text/plain": { schema: sentAsBytes } } },
+      200: {
+        description: "The metrics.",
+        content: {
+          "text/plain": { schema: sentAsBytes },
+          "application/openmetrics-text": { schema: sentAsBytes },
+        },
+      },
     },
   };
-  app.get("/metrics", { schema: metrics, config: { access: "public" } }, async (_request, reply) =>
-    reply.type(registry.contentType).send(Buffer.from(await registry.metrics())),
-  );
+  const exposition = new Exposition(registry);
+  app.get("/metrics", { schema: metrics, config: { access: "public" } }, async (request, reply) => {
+    const { contentType, body } = await exposition.answer(request.headers.accept);
+    return reply.type(contentType).header("vary", "accept").send(Buffer.from(body));
+  });
 }
 
 const readyReply = z

@@ -67,10 +67,15 @@ export async function openTenancy(options: TenancyOptions): Promise<Tenancy> {
     close();
     throw error;
   }
-  const metrics = createTenantMetrics(registry, { directory, unbooked: () => accounts.unbooked });
+  const metrics = createTenantMetrics(registry, {
+    directory,
+    unbooked: () => accounts.unbooked,
+    currency: tariff.currency,
+  });
   const onRefusal = (limit: LimitName) => metrics.refusals.inc({ limit });
   const authenticator = new KeyAuthenticator({ directory, clock });
-  const gate = new TenantGate({ directory, authenticator, accounts, tariff, predictMs, clock, onRefusal });
+  const onUsed = metrics.used;
+  const gate = new TenantGate({ directory, authenticator, accounts, tariff, predictMs, clock, onRefusal, onUsed });
   return {
     directory,
     authenticator,

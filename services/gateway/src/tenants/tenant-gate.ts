@@ -26,6 +26,8 @@ export interface TenantGateOptions {
   readonly predictMs: (asked: CompleteRequest, caller: Caller) => number;
   readonly clock: Clock;
   readonly onRefusal?: ((limit: LimitName) => void) | undefined;
+  /** Told of each request that was served, as it is booked. */
+  readonly onUsed?: ((row: UsageRow, served: Served) => void) | undefined;
 }
 
 /** Keys expire without anybody saying so. */
@@ -69,7 +71,9 @@ export class TenantGate implements TenantLimits {
         if (left) return;
         left = true;
         this.#running.delete(controller);
-        accounts.settle(entered?.lease, served && this.#used(caller, settings, served));
+        const used = served && this.#used(caller, settings, served);
+        accounts.settle(entered?.lease, used);
+        if (used !== undefined) this.#options.onUsed?.(used, served!);
       },
     };
   }

@@ -1,18 +1,25 @@
 import { Counter, Gauge, type Registry } from "@atelier/telemetry";
-import { LIMIT_NAMES, type LimitName } from "./accounts.ts";
+import type { Served } from "../generations/ports.ts";
+import { LIMIT_NAMES, type LimitName, type UsageRow } from "./accounts.ts";
 import type { TenantDirectory } from "./directory.ts";
 
 export interface TenantMetrics {
   readonly refusals: Counter<"limit">;
+  /** A request was served, and is booked as `row`. */
+  used(row: Pick<UsageRow, "model" | "deviceMs" | "costMicros">, served: Pick<Served, "outcome">): void;
 }
 
 export interface TenantMetricsOptions {
   readonly directory: TenantDirectory;
   /** Requests that are answered and not booked. */
   readonly unbooked: () => number;
+  readonly currency: string;
 }
 
-export function createTenantMetrics(registry: Registry, { directory, unbooked }: TenantMetricsOptions): TenantMetrics {
+export function createTenantMetrics(
+  registry: Registry,
+  { directory, unbooked, currency }: TenantMetricsOptions,
+): TenantMetrics {
   const registers = [registry];
   new Gauge({
     name: "atelier_gateway_api_keys",
@@ -37,5 +44,23 @@ export function createTenantMetrics(registry: Registry, { directory, unbooked }:
     registers,
   });
   for (const limit of LIMIT_NAMES) refusals.inc({ limit } satisfies { limit: LimitName }, 0);
-  return { refusals };
+  const cost = new Counter({
+    name: "atelier_gateway_image_cost_total",
+    help: "What pictures delivered here cost by their tenants' prices of a device hour, in units of the currency; those from a cache cost nothing, those of bulk jobs are not in it.",
+    labelNames: ["model", "currency"],
+    registers,
+  });
+  const deviceSeconds = new Counter({
+    name: "atelier_gateway_device_seconds_total",
+    help: "Device seconds that pictures delivered here took, by where those came from; those of bulk jobs are not in it.",
+    labelNames: ["model", "cache"],
+    registers,
+  });
+  return {
+    refusals,
+    used: ({ model, deviceMs, costMicros }, { outcome }) => {
+      cost.inc({ model, currency }, costMicros / 1e6);
+      deviceSeconds.inc({ model, cache: outcome }, deviceMs / 1000);
+    },
+  };
 }

@@ -1,5 +1,6 @@
 import { ServingError } from "@atelier/core";
 import type { HttpApp } from "@atelier/http";
+import { Exposition } from "@atelier/telemetry";
 import type { JobsMetrics } from "../metrics.ts";
 
 export interface OperationsParts {
@@ -18,5 +19,9 @@ export function operationsRoutes(app: HttpApp, { metrics: { registry }, trouble 
     return { ready: true };
   });
 
-  app.get("/metrics", async (_request, reply) => reply.type(registry.contentType).send(await registry.metrics()));
+  const exposition = new Exposition(registry);
+  app.get("/metrics", async (request, reply) => {
+    const { contentType, body } = await exposition.answer(request.headers.accept);
+    return reply.type(contentType).header("vary", "accept").send(body);
+  });
 }
