@@ -1,6 +1,5 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { atEnd } from "./ends.ts";
 
 /** A span as it came by OTLP. Source: opentelemetry-proto, trace/v1/trace.proto, in its JSON form. */
 export interface ReceivedSpan {
@@ -42,15 +41,15 @@ export class OtlpReceiver {
     });
   }
 
-  /** Stopped after the test that starts it. */
   static async start(): Promise<OtlpReceiver> {
     const receiver = new OtlpReceiver();
     await new Promise<void>((resolve) => receiver.#server.listen(0, "127.0.0.1", resolve));
-    atEnd(() => {
-      receiver.#server.closeAllConnections();
-      return new Promise((resolve) => receiver.#server.close(resolve));
-    });
     return receiver;
+  }
+
+  async stop(): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
   }
 
   /** For whoever is to send its traces here, and soon. */
@@ -59,6 +58,7 @@ export class OtlpReceiver {
       OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`,
       OTEL_EXPORTER_OTLP_PROTOCOL: "http/json",
       OTEL_BSP_SCHEDULE_DELAY: "50",
+      OTEL_EXPORTER_OTLP_TIMEOUT: "500",
     };
   }
 

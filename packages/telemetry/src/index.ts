@@ -21,6 +21,7 @@ export {
   inScope,
   inSpan,
   type LogFields,
+  outOfScope,
   type Scope,
   startSpan,
   traced,

@@ -79,6 +79,11 @@ export function inScope<Result>(scope: Scope, run: () => Result): Result {
   return scopes.run(scope, run);
 }
 
+/** For what goes on after a request that happened to set it off, as a loop that a timer keeps going. */
+export function outOfScope<Result>(run: () => Result): Result {
+  return scopes.exit(run);
+}
+
 /** The name of the request that this code runs for, among all services. */
 export function currentRequestId(): string | undefined {
   return scopes.getStore()?.fields.request_id;

@@ -26,6 +26,7 @@ import {
 } from "@opentelemetry/sdk-trace";
 import type { Logger } from "pino";
 import { errorCodeOf } from "./error-code.ts";
+import { outOfScope } from "./scope.ts";
 import { type Attributes, type Span, type SpanOptions, type TraceContext, type Tracer, unrecorded } from "./span.ts";
 import { parseTraceparent, traceparentOf } from "./traceparent.ts";
 import type { TracingVariables } from "./tracing-variables.ts";
@@ -210,11 +211,23 @@ function tellProblems(log: Pick<Logger, "warn"> | undefined): void {
     const nowMs = performance.now();
     if (nowMs - toldAtMs < PROBLEM_EVERY_MS) return;
     toldAtMs = nowMs;
-    log.warn({ problem: problem.slice(0, 500) }, "traces could not be delivered; they are dropped");
+    // A delivery is begun by whichever request ended before it.
+    outOfScope(() => log.warn({ problem: messageOf(problem) }, "traces could not be delivered; they are dropped"));
   };
   const silent = () => {};
   diag.setLogger(
     { error: tell, warn: tell, info: silent, debug: silent, verbose: silent },
     { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true },
   );
+}
+
+/** The SDK tells an error as JSON of all its fields, its stack among them. */
+function messageOf(told: string): string {
+  let message: unknown;
+  try {
+    message = (JSON.parse(told) as { readonly message?: unknown } | null)?.message;
+  } catch {
+    message = undefined; // plain words
+  }
+  return (typeof message === "string" ? message : told).slice(0, 300);
 }

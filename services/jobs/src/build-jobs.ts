@@ -13,6 +13,7 @@ import { HttpGateway } from "./http-gateway.ts";
 import { ChunkItems, Intake } from "./intake/index.ts";
 import { jobKeys } from "./job.ts";
 import { createJobsMetrics } from "./metrics.ts";
+import { publishing } from "./publish-traces.ts";
 import { Manifest } from "./results/manifest.ts";
 import { PictureBook } from "./results/picture-book.ts";
 import { checkHookUrl } from "./webhooks/hook-url.ts";
@@ -66,6 +67,7 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     removeObjects: async (jobId) => void (await objects.removeAll(jobKeys(jobId).all)),
     leaseMs: config.queue.leaseMs,
     keptMs: config.keptMs,
+    publishing,
   });
   engine.onChange(({ type, job }) => {
     if (type === "removed") book.forget(job.record.id);

@@ -1,4 +1,5 @@
 import { isErrorCode, ServingError } from "@atelier/core";
+import { currentRequestId, currentSpan } from "@atelier/telemetry";
 import { z } from "zod";
 import type { Completion, Gateway, JobCaller, ShapeDraft, TenantStanding, UsageTotal } from "./ports.ts";
 
@@ -55,6 +56,7 @@ export class HttpGateway implements Gateway {
   /** @throws ServingError as the gateway says, or NO_WORKER-like: OVERLOADED where none answers. */
   async #post<T>(path: string, body: unknown, schema: z.ZodType<T>): Promise<T> {
     let last: unknown;
+    const requestId = currentRequestId();
     for (let tried = 0; tried < this.#urls.length; tried++) {
       const url = this.#urls[this.#next]!;
       try {
@@ -62,6 +64,8 @@ export class HttpGateway implements Gateway {
           method: "POST",
           headers: {
             "content-type": "application/json",
+            ...(requestId !== undefined && { "x-request-id": requestId }),
+            ...currentSpan().context,
             ...(this.#token !== undefined && { authorization: `Bearer ${this.#token}` }),
           },
           body: JSON.stringify(body),

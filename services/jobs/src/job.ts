@@ -1,3 +1,5 @@
+import type { TraceContext } from "@atelier/telemetry";
+
 /** Classes that a job's items may have: nobody waits for a job at a counter. */
 export const JOB_PRIORITIES = ["standard", "bulk"] as const;
 export type JobPriority = (typeof JOB_PRIORITIES)[number];
@@ -43,6 +45,14 @@ export interface JobRecord {
   readonly round: number;
   /** Everything of it is being removed; a restart goes on with that. */
   readonly deleting: boolean;
+  /** The request that submitted it; absent from jobs that older versions took on. */
+  readonly origin?: JobOrigin;
+}
+
+/** What logs and traces of a job's items go back to. */
+export interface JobOrigin {
+  readonly requestId: string;
+  readonly trace?: TraceContext;
 }
 
 /** Everything about a picture but its prompts and its seed, with every default applied: proto's GenerationParameters. */

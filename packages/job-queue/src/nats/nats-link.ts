@@ -121,12 +121,24 @@ export class NatsLink {
     what: string,
     subject: string,
     payload: Uint8Array | string,
-    { id, expected }: { readonly id?: string; readonly expected?: number | undefined } = {},
+    {
+      id,
+      expected,
+      traceparent = "",
+      tracestate = "",
+    }: {
+      readonly id?: string;
+      readonly expected?: number | undefined;
+      readonly traceparent?: string;
+      readonly tracestate?: string;
+    } = {},
   ): Promise<number> {
     return this.ask(what, async () => {
       const headers = newHeaders();
       if (id !== undefined) headers.set(PubHeaders.MsgIdHdr, id);
       if (expected !== undefined) headers.set(PubHeaders.ExpectedLastSubjectSequenceHdr, String(expected));
+      if (traceparent !== "") headers.set("traceparent", traceparent);
+      if (tracestate !== "") headers.set("tracestate", tracestate);
       const answer = await this.#requests.ask(subject, payload, headers);
       if (answer.headers?.code === STATUS_NO_RESPONDERS) throw new NoRespondersError(subject);
       const stored = answer.json<{ seq: number; error?: ApiError }>();

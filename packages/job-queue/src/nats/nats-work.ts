@@ -74,7 +74,10 @@ export class NatsWork implements WorkQueue, LeaseHolder<Ref> {
   async #store(item: WorkItem): Promise<void> {
     const subject = this.#names.item(laneOf(item), item);
     const bytes = toBinary(WorkItemSchema, item);
-    const store = () => this.#link.publish("the work queue", subject, bytes, { id: itemId(item) });
+    // The item says it too; whoever else reads the stream knows it by these (W3C Trace Context).
+    const { traceparent, tracestate } = item;
+    const store = () =>
+      this.#link.publish("the work queue", subject, bytes, { id: itemId(item), traceparent, tracestate });
     try {
       await store();
     } catch (error) {

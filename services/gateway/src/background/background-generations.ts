@@ -1,5 +1,5 @@
 import { type Clock, ServingError, sha256 } from "@atelier/core";
-import { currentSpan, inSpan, type Logger } from "@atelier/telemetry";
+import { currentSpan, inSpan, type Logger, outOfScope } from "@atelier/telemetry";
 import type { Generations } from "../generations/generations.ts";
 import type { GenerationContext, Served } from "../generations/ports.ts";
 import type { GeneratedPicture, GenerationEvent, ImageRequestDraft } from "../image-request.ts";
@@ -300,13 +300,16 @@ export class BackgroundGenerations {
   /** Once, and from then on for as long as there is anything to see to. */
   async #showLife(): Promise<void> {
     const { clock, gatewayId, leaseMs } = this.#options;
-    this.#cancelSign ??= clock.after(leaseMs / 3, () => {
-      this.#cancelSign = undefined;
-      const busy = [...this.#own.values()].filter((own) => !own.settled);
-      if (busy.length === 0 && this.#unlisted.size === 0) return;
-      void this.#showLife();
-      void this.#catchUp(busy);
-    });
+    // It goes on for as long as there are any, whichever request was the first.
+    this.#cancelSign ??= outOfScope(() =>
+      clock.after(leaseMs / 3, () => {
+        this.#cancelSign = undefined;
+        const busy = [...this.#own.values()].filter((own) => !own.settled);
+        if (busy.length === 0 && this.#unlisted.size === 0) return;
+        void this.#showLife();
+        void this.#catchUp(busy);
+      }),
+    );
     await this.#store.keepAlive(gatewayId, leaseMs).catch(unlessUnavailable);
   }
 

@@ -26,6 +26,10 @@ export interface JobEngineOptions {
   readonly leaseMs: number;
   /** Jobs are deleted so long after their end, unless they say otherwise. */
   readonly keptMs: number;
+  /** Sees items off to the queue, for traces; what it gives is told of the end. Must not throw. */
+  readonly publishing?: (
+    batch: readonly { readonly job: KeptJob; readonly work: WorkItem }[],
+  ) => (failure?: unknown) => void;
 }
 
 export interface EndedItem {
@@ -428,9 +432,12 @@ export class JobEngine implements Jobs {
   }
 
   async #publish(batch: readonly { readonly job: KeptJob; readonly work: WorkItem }[]): Promise<void> {
+    const published = this.#options.publishing?.(batch);
     try {
       await this.#options.queue.work.publish(batch.map(({ work }) => work));
+      published?.();
     } catch (error) {
+      published?.(error);
       // Some may be in the queue: published again with the same round they are still there once.
       for (const { job, work } of batch) this.#putBack(job, work.itemIndex);
       throw error;

@@ -50,5 +50,6 @@ export function workItemOf(record: JobRecord, item: ItemSpec, round: number): Wo
     objectKey: pictureKey(record, item),
     round,
     predictedDeviceMs: shape.predictedDeviceMs,
+    requestId: record.origin?.requestId ?? "",
   });
 }

@@ -9,7 +9,7 @@ import {
 } from "@atelier/http";
 import type { JobQueue } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
-import type { Logger } from "@atelier/telemetry";
+import { addLogFields, type Logger } from "@atelier/telemetry";
 import type { JobIntake } from "../intake/index.ts";
 import type { JobsMetrics } from "../metrics.ts";
 import type { ItemSource, Jobs } from "../ports.ts";
@@ -73,6 +73,7 @@ export async function buildApp(parts: AppParts): Promise<HttpApp> {
     if (!request.url.startsWith("/v1/")) return;
     checkInternalCaller(request, internalToken);
     request.jobCaller = readCaller(request.headers);
+    addLogFields({ tenant: request.jobCaller.tenant });
   });
   operationsRoutes(app, parts);
   await collectOpenApi(app, "Makes pictures in bulk, from sheets.");

@@ -3,7 +3,7 @@ import { type Canonical, type Clock, canonicalText, newId, newSeed, ServingError
 import { readStrictly } from "@atelier/http";
 import type { Records } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
-import type { Logger } from "@atelier/telemetry";
+import { currentRequestId, currentSpan, type Logger } from "@atelier/telemetry";
 import { delay } from "../delay.ts";
 import type { ItemShape, ItemSpec, JobRecord, JobSource, JobWebhook } from "../job.ts";
 import type { Gateway, ItemSource, JobCaller, Jobs } from "../ports.ts";
@@ -294,6 +294,7 @@ export class Intake implements JobIntake {
       pausedFor: null,
       round: 0,
       deleting: false,
+      ...originOfNow(),
     };
   }
 
@@ -307,6 +308,14 @@ export class Intake implements JobIntake {
       log.warn({ error }, "looking for unfinished submissions failed; another try follows in an hour");
     }
   }
+}
+
+/** Nothing where no request is at work. */
+function originOfNow(): Pick<JobRecord, "origin"> {
+  const requestId = currentRequestId();
+  if (requestId === undefined) return {};
+  const { context: trace } = currentSpan();
+  return { origin: { requestId, ...(trace !== undefined && { trace }) } };
 }
 
 /** Every shape of a job again, with some of it changed. Gives their places. @throws ServingError where one is refused. */

@@ -1,5 +1,5 @@
 import { type Clock, type Random, ServingError } from "@atelier/core";
-import type { Logger } from "@atelier/telemetry";
+import { currentSpan, inScope, type Logger, startSpan } from "@atelier/telemetry";
 import type { CallReceiver, CallResult } from "./call-receiver.ts";
 import { CallSlots } from "./call-slots.ts";
 import { ATTEMPTS_KEPT, type Delivery } from "./delivery.ts";
@@ -143,13 +143,43 @@ export class Deliverer {
     this.#running.add(run);
   }
 
+  /** Each attempt as a part of its job's trace. A job may fail thousands of times: those calls have traces of their own. */
   async #make(delivery: Delivery): Promise<void> {
+    const { id, event, jobId, tenant, origin } = delivery;
+    const trace = origin?.trace;
+    const joins = event !== "job.item.failed";
+    const attributes = {
+      "atelier.webhook.event": event,
+      "atelier.webhook.id": id,
+      "atelier.job.id": jobId,
+      "atelier.tenant": tenant,
+      "server.address": new URL(delivery.url).host,
+    };
+    const span = startSpan(
+      "webhook",
+      { kind: "client", attributes, links: joins ? [] : [trace] },
+      joins ? trace : undefined,
+    );
+    const fields = { tenant, ...(origin !== undefined && { request_id: origin.requestId }) };
+    try {
+      await inScope({ fields, span }, () => this.#attempt(delivery));
+    } catch (error) {
+      span.fail(error);
+      throw error;
+    } finally {
+      span.end();
+    }
+  }
+
+  async #attempt(delivery: Delivery): Promise<void> {
     const { clock, random, metrics, onGone } = this.#parts;
     const { result, latencyMs } = await this.send(delivery);
     const nowMs = clock.nowMs();
     const tries = delivery.tries + 1;
     const next = afterAttempt(result.outcome, { tries, askedAtMs: delivery.askedAtMs, nowMs }, random);
     const { status, error, excerpt } = result;
+    currentSpan().set({ "http.response.status_code": status ?? undefined, "atelier.webhook.attempt": tries });
+    if (error !== null && error !== undefined) currentSpan().set({ "error.type": result.outcome.kind });
     const attempt = { atMs: nowMs - latencyMs, latencyMs, status, error, excerpt };
     const after: Delivery = {
       ...delivery,

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { JobOrigin } from "../job.ts";
 import type { Attempt } from "./call-receiver.ts";
 import type { WebhookEvent } from "./hook-url.ts";
 
@@ -23,6 +24,8 @@ export interface Delivery {
   readonly tries: number;
   /** The newest, at most `ATTEMPTS_KEPT`. */
   readonly attempts: readonly Attempt[];
+  /** Of its job; absent where that has none. */
+  readonly origin?: JobOrigin;
 }
 
 export const DELIVERY_STATUSES = ["pending", "delivered", "failed", "stopped"] as const;

@@ -200,7 +200,7 @@ export class HookWatch {
     const { clock, deliverer } = this.#parts;
     // Changes of the job's own are few and are let in always.
     while (item !== undefined && deliverer.full && !this.#stopping) await this.#pause();
-    const { id, tenant, webhook } = job.record;
+    const { id, tenant, webhook, origin } = job.record;
     const nowMs = clock.nowMs();
     const delivery: Delivery = {
       id: deliveryId(id, what),
@@ -216,6 +216,7 @@ export class HookWatch {
       askedAtMs: nowMs,
       tries: 0,
       attempts: [],
+      ...(origin !== undefined && { origin }),
     };
     await deliverer.addOnce(delivery);
   }

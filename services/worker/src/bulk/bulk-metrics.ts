@@ -108,8 +108,8 @@ export class BulkMetrics implements PullerObserver {
     this.#logger.info("pulling of items goes on");
   }
 
-  notMade({ jobId, itemIndex }: WorkItem, error: ServingError, verdict: Verdict): void {
-    const of = { jobId, itemIndex, code: error.code, verdict };
+  notMade({ jobId: job, itemIndex }: WorkItem, error: ServingError, verdict: Verdict): void {
+    const of = { job, item: String(itemIndex), code: error.code, verdict };
     if (error.code === "INTERNAL") this.#logger.error({ ...of, err: error }, "an item was not made");
     else this.#logger.debug({ ...of, problem: error.detail }, "an item was not made");
   }

@@ -3,6 +3,7 @@ import { type Clock, type Random, ServingError, toServingError } from "@atelier/
 import { itemId, type JobQueue, type Lease } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
 import { type DenoiseState, type ItemOutcome, ItemOutcomeSchema, JobEventSchema, type WorkItem } from "@atelier/proto";
+import { currentSpan, traced } from "@atelier/telemetry";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { backOffMs } from "./back-off.ts";
 import { Checkpoints } from "./checkpoints.ts";
@@ -119,7 +120,10 @@ export class HeldItem {
     const { store } = this.#world;
     const sha256 = createHash("sha256").update(bytes).digest("hex");
     const options = { mediaType, signal: lease.lost };
-    await this.#persistently("store", () => store.put(objectKey, bytes, options));
+    await traced("item.store", (span) => {
+      span.set({ "atelier.object.key": objectKey, "atelier.object.bytes": bytes.length });
+      return this.#persistently("store", () => store.put(objectKey, bytes, options));
+    });
     const value = { objectKey, sha256, bytes: BigInt(bytes.length), mediaType, receipt };
     await this.#tell({ case: "done", value });
     await this.#persistently("queue", () => lease.ack());
@@ -139,6 +143,7 @@ export class HeldItem {
     const { lease } = this;
     const { attemptsMax, clock, random, leaving } = this.#world;
     if (lease.lost.aborted) return "lost";
+    currentSpan().fail(error);
     const verdict = judge(error, { attempt: lease.attempt, attemptsMax });
     this.#world.notMade(lease.item, error, verdict);
     switch (verdict) {

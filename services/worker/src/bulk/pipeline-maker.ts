@@ -1,6 +1,7 @@
 import { type Clock, Deadline, invariant, toServingError } from "@atelier/core";
 import { itemId } from "@atelier/job-queue";
 import { type DenoiseState, GenerateRequestSchema, type WorkItem } from "@atelier/proto";
+import { currentSpan } from "@atelier/telemetry";
 import { create } from "@bufbuild/protobuf";
 import type { Pipeline } from "../pipeline.ts";
 import { readGenerateRequest, wireReceipt, wireState } from "../server/wire.ts";
@@ -42,6 +43,7 @@ export class PipelineMaker implements ItemMaker {
     let total = 0;
     const outcome = await this.#pipeline.generate(request, {
       signal,
+      span: currentSpan(),
       pulled: true,
       deadline: Deadline.after(this.#clock, ITEM_MAX_MS),
       onEvent: (event) => {

@@ -2,6 +2,7 @@ import { type Clock, type Random, ServingError, toServingError } from "@atelier/
 import type { JobQueue, Lease } from "@atelier/job-queue";
 import type { ObjectStore } from "@atelier/object-store";
 import { PriorityClass, type WorkItem } from "@atelier/proto";
+import { inScope, outOfScope, startSpan, traceContextOf } from "@atelier/telemetry";
 import { type Ask, BulkWork, type ItemClass, type WorkerView } from "./bulk-work.ts";
 import { HeldItem, type ItemEnd, type ItemWorld } from "./held-item.ts";
 import type { Verdict } from "./item-failure.ts";
@@ -105,10 +106,13 @@ export class Puller {
   wake(): void {
     if (this.#lookAsked || this.#stopped.signal.aborted) return;
     this.#lookAsked = true;
-    setImmediate(() => {
-      this.#lookAsked = false;
-      this.#look();
-    });
+    // Whoever wakes it is at some request; what is pulled is of others.
+    outOfScope(() =>
+      setImmediate(() => {
+        this.#lookAsked = false;
+        this.#look();
+      }),
+    );
   }
 
   /** Pulls nothing from now on; what it has goes on. */
@@ -198,14 +202,39 @@ export class Puller {
     const sinceMs = clock.nowMs();
     this.#held.set(item, { itemClass, extendedAtMs: sinceMs });
     observer.took(lease.attempt);
-    void item
-      .run(() => this.wake())
-      .then((end) => {
-        this.#held.delete(item);
-        observer.ended(end, itemClass, clock.nowMs() - sinceMs);
-        if (this.#held.size === 0) for (const emptied of this.#emptied.splice(0)) emptied();
-        this.wake();
-      });
+    void this.#run(item).then((end) => {
+      this.#held.delete(item);
+      observer.ended(end, itemClass, clock.nowMs() - sinceMs);
+      if (this.#held.size === 0) for (const emptied of this.#emptied.splice(0)) emptied();
+      this.wake();
+    });
+  }
+
+  /** An item as a part of the trace that submitted its job, with the submission's name on every line logged for it. */
+  async #run(item: HeldItem): Promise<ItemEnd> {
+    const { jobId, itemIndex, round, requestId, traceparent, tracestate, order } = item.lease.item;
+    const tenant = order?.tenant ?? "";
+    const attributes = {
+      "messaging.operation.type": "process",
+      "messaging.destination.name": "items",
+      "atelier.job.id": jobId,
+      "atelier.job.item": itemIndex,
+      "atelier.job.round": round,
+      "atelier.job.attempt": item.lease.attempt,
+      "atelier.tenant": tenant,
+      "atelier.worker.id": this.#options.workerId,
+    };
+    const span = startSpan("job.item", { kind: "consumer", attributes }, traceContextOf({ traceparent, tracestate }));
+    const fields = {
+      job: jobId,
+      item: String(itemIndex),
+      ...(requestId !== "" && { request_id: requestId }),
+      ...(tenant !== "" && { tenant }),
+    };
+    const end = await inScope({ fields, span }, () => item.run(() => this.wake()));
+    span.set({ "atelier.job.item_end": end });
+    span.end();
+    return end;
   }
 
   #notMade(item: WorkItem, error: ServingError, verdict: Verdict): void {
