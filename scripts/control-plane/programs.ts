@@ -46,9 +46,3 @@ export async function helm(): Promise<Program> {
 export async function kwok(): Promise<Program> {
   return goInstall({ package: "sigs.k8s.io/kwok/cmd/kwok", version: "v0.8.0", program: "kwok", bringGo: true });
 }
-
-/** @throws NotToBeHad saying what was tried. */
-export async function kubeconform(): Promise<Program> {
-  const program = { package: "github.com/yannh/kubeconform/cmd/kubeconform", version: "v0.8.0" };
-  return goInstall({ ...program, program: "kubeconform", bringGo: true });
-}

@@ -104,9 +104,14 @@ of secrets. Names come in order, so that a render is the same each time.
 {{ .Values.objects.volume.claimName | default (printf "%s-objects" (include "atelier.fullname" .)) }}
 {{- end -}}
 
+{{/* The pools, or the one where none is named: JSON. Not in values.yaml, since Helm would add it to those that are. */}}
+{{- define "atelier.pools" -}}
+{{ .Values.pools | default (dict "default" dict) | toJson }}
+{{- end -}}
+
 {{/* A pool's values over those of all: JSON. Takes {root, name}. */}}
 {{- define "atelier.pool" -}}
-{{- $pool := mustMergeOverwrite (deepCopy .root.Values.worker) (deepCopy (get .root.Values.pools .name | default dict)) -}}
+{{- $pool := mustMergeOverwrite (deepCopy .root.Values.worker) (deepCopy (get (include "atelier.pools" .root | fromJson) .name | default dict)) -}}
 {{- if kindIs "invalid" $pool.gpu.enabled -}}{{ $_ := set $pool.gpu "enabled" (has $pool.device (list "cuda" "tensorrt")) }}{{- end -}}
 {{- $_ := set $pool "bulk" (and .root.Values.jobs.enabled (has "bulk" $pool.serves)) -}}
 {{- $_ := set $pool "interactive" (has "interactive" $pool.serves) -}}
@@ -156,9 +161,8 @@ waits in gateways for room, and what arrives within the target's time: workers =
 {{- if and $values.jobs.enabled (not $values.nats.enabled) (not $values.nats.external.url) (not $values.nats.external.secret.name) -}}
 {{- $problems = append $problems "nats.external.url is empty, and nats.enabled=false: bulk jobs have no queue (or set jobs.enabled=false)" -}}
 {{- end -}}
-{{- if not $values.pools -}}{{- $problems = append $problems "pools is empty: name one worker pool at least" -}}{{- end -}}
 {{- $interactive := false -}}
-{{- range $name := keys $values.pools | sortAlpha -}}
+{{- range $name := keys (include "atelier.pools" . | fromJson) | sortAlpha -}}
 {{- $pool := include "atelier.pool" (dict "root" $ "name" $name) | fromJson -}}
 {{- if $pool.interactive }}{{ $interactive = true }}{{ end -}}
 {{- if and (has "bulk" $pool.serves) (not $values.jobs.enabled) (not $pool.interactive) -}}
@@ -184,7 +188,7 @@ waits in gateways for room, and what arrives within the target's time: workers =
 {{- $problems = append $problems (printf "pools.%s.modelCache.claimName is empty, and modelCache.kind is claim" $name) -}}
 {{- end -}}
 {{- end -}}
-{{- if and $values.pools (not $interactive) -}}{{- $problems = append $problems "pools: none of them serves interactive, so gateways would have no worker" -}}{{- end -}}
+{{- if not $interactive -}}{{- $problems = append $problems "pools: none of them serves interactive, so gateways would have no worker" -}}{{- end -}}
 {{- if and $values.ingress.enabled (not $values.ingress.hosts) -}}{{- $problems = append $problems "ingress.hosts is empty, and ingress.enabled=true" -}}{{- end -}}
 {{- if and $values.httpRoute.enabled (not $values.httpRoute.parentRefs) -}}{{- $problems = append $problems "httpRoute.parentRefs is empty, and httpRoute.enabled=true" -}}{{- end -}}
 {{- if or (and $values.workerTls.gatewaySecret (not $values.workerTls.workerSecret)) (and $values.workerTls.workerSecret (not $values.workerTls.gatewaySecret)) -}}
