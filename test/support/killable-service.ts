@@ -11,6 +11,8 @@ export class KillableService {
   readonly #env: Readonly<Record<string, string>>;
   #child: ChildProcess | undefined;
   #output = "";
+  /** Told of all that it writes. */
+  heard: (text: string) => void = () => {};
   /** Ends that nobody asked for. */
   unasked: string[] = [];
 
@@ -37,6 +39,7 @@ export class KillableService {
     for (const stream of [child.stdout!, child.stderr!]) {
       stream.setEncoding("utf8").on("data", (text: string) => {
         this.#output = (this.#output + text).slice(-OUTPUT_KEPT_CHARS);
+        this.heard(text);
       });
     }
     child.once("exit", (code, signal) => {
