@@ -15,7 +15,7 @@ const MODEL_WAIT_SHOWN_MS = 10;
 export class ImageMaker {
   readonly #threads: StageThreads;
   readonly #clock: Clock;
-  readonly #observer: PipelineObserver | undefined;
+  readonly #observer: Partial<PipelineObserver> | undefined;
   readonly #stopped: AbortSignal;
   #leaving: ServingError | undefined;
   readonly #left = new AbortController();
@@ -25,7 +25,7 @@ export class ImageMaker {
   constructor(parts: {
     threads: StageThreads;
     clock: Clock;
-    observer: PipelineObserver | undefined;
+    observer: Partial<PipelineObserver> | undefined;
     stopped: AbortSignal;
   }) {
     this.#threads = parts.threads;
@@ -65,6 +65,8 @@ export class ImageMaker {
     const { request, call, model, phases, spans } = running;
     const failed = new AbortController(); // one image that fails takes the others of its request with it
     const signal = AbortSignal.any([call.signal, this.#stopped, failed.signal]);
+    const observer = claim === undefined ? undefined : this.#observer;
+    running.begun = claim === undefined;
     const acceptedAtMs = this.#clock.nowMs();
     await claim
       ?.ready({ signal: AbortSignal.any([signal, this.#left.signal]), deadline: call.deadline })
@@ -96,9 +98,11 @@ export class ImageMaker {
         "atelier.embeddings.miss": text.embeddings.miss,
       },
     );
+    running.waitedMs = Math.max(0, text.startedAtMs - acceptedAtMs); // the threads' clocks may differ by a fraction of a millisecond
     const start = startLatentOf(running) ?? (await this.#encodeInitImage(running, signal));
     const encodedAtMs = this.#clock.nowMs();
-    this.#observer?.embedded(text.embeddings);
+    running.encodedAtMs = encodedAtMs;
+    observer?.embedded?.(text.embeddings);
     if (this.#leaving !== undefined) throw this.#notBegun(running, this.#leaving);
 
     const images = running.jobIds.map((_, imageIndex) =>
@@ -118,15 +122,14 @@ export class ImageMaker {
     const startedAtMs = Math.min(...done.map((image) => image.startedAtMs));
     const denoisedAtMs = Math.max(...done.map((image) => image.denoisedAtMs));
     const times = {
-      // The threads' clocks may differ by a fraction of a millisecond.
-      queueMs: Math.max(0, text.startedAtMs - acceptedAtMs) + Math.max(0, startedAtMs - encodedAtMs),
+      queueMs: running.waitedMs + Math.max(0, startedAtMs - encodedAtMs),
       textEncodeMs: encodedAtMs - acceptedAtMs,
       denoiseMs: denoisedAtMs - encodedAtMs,
       imageDecodeMs: this.#clock.nowMs() - denoisedAtMs,
     };
-    this.#observer?.stageTook("text_encode", times.textEncodeMs);
-    this.#observer?.stageTook("denoise", times.denoiseMs);
-    this.#observer?.stageTook("image_decode", times.imageDecodeMs);
+    observer?.stageTook?.("text_encode", times.textEncodeMs, call.span?.traceId);
+    observer?.stageTook?.("denoise", times.denoiseMs, call.span?.traceId);
+    observer?.stageTook?.("image_decode", times.imageDecodeMs, call.span?.traceId);
     return {
       modelDigest: model.bundle.digest,
       hiresFix: phases.hiresFix,
@@ -202,6 +205,7 @@ export class ImageMaker {
     if ("left" in denoised) {
       spans.denoiseEnds(imageIndex, { "atelier.handed_back": true });
       this.tellCheckpoint(running, imageIndex, denoised.left);
+      this.#observer?.moved?.("out", 1);
       throw this.#leaving!;
     }
     const { latent, startedAtMs, batchDifference, preemptions, deviceMs } = denoised;
@@ -246,6 +250,7 @@ export class ImageMaker {
   /** Its images stand where they stood when they came: those from elsewhere at their states, the others at noise. */
   #notBegun({ request, call }: Running, reason: unknown): unknown {
     for (const [imageIndex, image] of request.resumeFrom ?? []) call.onEvent({ type: "checkpoint", imageIndex, image });
+    this.#observer?.moved?.("out", request.numImages);
     return reason;
   }
 
@@ -258,8 +263,13 @@ export class ImageMaker {
       refine,
       snapshot,
     };
+    this.#observer?.checkpointed?.(bytesOf(snapshot));
     call.onEvent({ type: "checkpoint", imageIndex, image });
   }
+}
+
+function bytesOf({ latent, history }: JobSnapshot): number {
+  return history.reduce((sum, array) => sum + array.byteLength, latent.byteLength);
 }
 
 function startLatentOf({ request: { startLatent } }: Running): StartLatent | undefined {

@@ -1,3 +1,4 @@
+import { setImmediate } from "node:timers/promises";
 import { Deadline, ManualClock, ServingError } from "@atelier/core";
 import { latentShape } from "@atelier/diffusion";
 import { describe, expect, it } from "vitest";
@@ -94,6 +95,25 @@ describe("ModelShelf", () => {
     await expect(shelf.claim("b", huge)).rejects.toMatchObject({ code: "INVALID_REQUEST", field: "width" });
     await expect(shelf.claim("nobody", DEMAND)).rejects.toMatchObject({ code: "MODEL_NOT_FOUND" });
     expect(io.log).toEqual(["open a"]);
+  });
+
+  it("says of every load how it ended and after how long, once", async () => {
+    const { shelf, io, clock, loads } = shelfOf({ room: 3 });
+    const [good, bad, late] = await Promise.all(["a", "b", "c"].map((id) => shelf.claim(id, DEMAND)));
+    const told = Promise.allSettled([good, bad, late].map((claim) => claim!.ready(ALWAYS(clock))));
+    clock.advance(1_500);
+    io.finish("a");
+    io.fail("b", new ServingError("OUT_OF_MEMORY", "full"));
+    await setImmediate();
+    clock.advance(3_600_000);
+    io.finish("c");
+    await told;
+    await shelf.settled();
+    expect(loads.slice(0, 2)).toEqual([
+      ["a", 1_500, undefined],
+      ["b", 1_500, "OUT_OF_MEMORY"],
+    ]);
+    expect(loads.slice(2)).toEqual([["c", expect.any(Number), "DEADLINE_EXCEEDED"]]);
   });
 
   describe("when a load fails", () => {
@@ -241,6 +261,7 @@ function shelfOf({ room }: { room: number }) {
   const clock = new ManualClock();
   const io = fakeIo();
   let changes = 0;
+  const loads: unknown[] = [];
   const shelf = new ModelShelf({
     models: models.map(({ id }) => ({ id, fileBytes: MODEL_BYTES })),
     budget,
@@ -249,6 +270,7 @@ function shelfOf({ room }: { room: number }) {
     onChange: () => {
       changes += 1;
     },
+    onLoadEnded: (id, ms, failure) => loads.push([id, ms, failure?.code]),
   });
   return {
     shelf,
@@ -259,6 +281,7 @@ function shelfOf({ room }: { room: number }) {
     statuses: () =>
       Object.fromEntries(shelf.places.filter(({ id }) => id !== "d").map(({ id, status }) => [id, status])),
     changes: () => changes,
+    loads,
     async load(id: string): Promise<Claim> {
       const claim = await shelf.claim(id, DEMAND);
       io.finish(id);

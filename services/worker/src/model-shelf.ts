@@ -38,6 +38,8 @@ export interface ModelShelfOptions {
   readonly preparationMaxMs?: number;
   /** Hears of every change of a place, and of a load's progress. */
   readonly onChange: () => void;
+  /** Hears of every load that ended, and how; of one that ran late when its deadline passed. */
+  readonly onLoadEnded?: ((id: string, ms: number, failure: ServingError | undefined) => void) | undefined;
 }
 
 /** A model that somebody needs. It is not evicted before `release()`. */
@@ -70,15 +72,17 @@ export class ModelShelf {
   readonly #clock: Clock;
   readonly #preparationMaxMs: number;
   readonly #onChange: () => void;
+  readonly #onLoadEnded: ModelShelfOptions["onLoadEnded"];
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor({ models, budget, io, clock, preparationMaxMs = 0, onChange }: ModelShelfOptions) {
+  constructor({ models, budget, io, clock, preparationMaxMs = 0, onChange, onLoadEnded }: ModelShelfOptions) {
     this.#entries = new Map(models.map(({ id, fileBytes }) => [id, new Entry(id, fileBytes)]));
     this.#budget = budget;
     this.#io = io;
     this.#clock = clock;
     this.#preparationMaxMs = preparationMaxMs;
     this.#onChange = onChange;
+    this.#onLoadEnded = onLoadEnded;
   }
 
   get places(): readonly ModelPlace[] {
@@ -254,12 +258,15 @@ export class ModelShelf {
   async #open(entry: Entry, { resolve, reject }: PromiseWithResolvers<void>): Promise<void> {
     const { id } = entry;
     const deadlineMs = this.#preparationMaxMs + entry.loadDeadlineMs;
+    const beganAtMs = this.#clock.nowMs();
+    const ended = (failed?: ServingError) => this.#onLoadEnded?.(id, this.#clock.nowMs() - beganAtMs, failed);
     let late: ServingError | undefined;
     const stopTicks = this.#tick();
     const stopTimer = this.#clock.after(deadlineMs, () => {
       const message = `loading model "${id}" took longer than ${Math.round(deadlineMs / 1000)} s`;
       late = new ServingError("DEADLINE_EXCEEDED", message);
       stopTicks();
+      ended(late);
       entry.failed(late, this.#clock.nowMs());
       entry.status = "unloading"; // and still counted: its networks may yet open
       this.#onChange();
@@ -279,6 +286,7 @@ export class ModelShelf {
     stopTimer();
 
     const nowMs = this.#clock.nowMs();
+    if (late === undefined) ended(failure);
     if (failure === undefined && late === undefined) {
       entry.succeeded(nowMs);
       resolve();

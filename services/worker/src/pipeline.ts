@@ -44,8 +44,8 @@ export interface PipelineOptions {
    * process's resident memory on a CPU, and nothing elsewhere.
    */
   readonly residentBytes?: () => number | undefined;
-  /** Hears of every U-Net run and finished stage, for metrics. */
-  readonly observer?: PipelineObserver;
+  /** Hears what it wants to of what happens, for metrics. */
+  readonly observer?: Partial<PipelineObserver>;
   /** Folder where learned step times are kept between runs; nowhere without it. */
   readonly stateDir?: string | undefined;
   /** Something is amiss that no request suffers from. */
@@ -69,8 +69,17 @@ export interface PipelineLimits {
 }
 
 export interface PipelineObserver {
-  ran(report: RunReport): void;
-  stageTook(stage: Stage, ms: number): void;
+  /** `traceId`: of a request in it, where one is recorded. */
+  ran(report: RunReport, traceId: string | undefined): void;
+  stageTook(stage: Stage, ms: number, traceId: string | undefined): void;
+  /** A request's first step was made; it had waited so long for its model, the text encoder and the step batch. */
+  begun(priorityClass: PriorityClass, waitedMs: number, traceId: string | undefined): void;
+  /** A picture's state was told, of so many bytes. */
+  checkpointed(bytes: number): void;
+  /** Pictures went on here from where another worker left them, or were left for another. */
+  moved(direction: "in" | "out", pictures: number): void;
+  /** A load ended; `failure` undefined: the model is in memory. */
+  loadEnded(model: string, ms: number, failure: ServingError | undefined): void;
   /** Where a request's prompts were embedded. */
   embedded(counts: EmbeddingCounts): void;
 }
@@ -141,7 +150,7 @@ export class Pipeline {
   readonly #onProblem: (error: ServingError) => void;
   readonly #backlog: Backlog;
   readonly #limits: PipelineLimits;
-  readonly #observer: PipelineObserver | undefined;
+  readonly #observer: Partial<PipelineObserver> | undefined;
   readonly #clock: Clock;
   readonly #stop = new AbortController();
   readonly #inFlight = new Map<string, Running>();
@@ -207,6 +216,7 @@ export class Pipeline {
       // TensorRT builds its engines when a network first opens and runs.
       preparationMaxMs: deviceName(options.device) === "tensorrt" ? WARM_UP_MAX_MS : 0,
       onChange: () => this.#changed(),
+      onLoadEnded: (id, ms, failure) => observer?.loadEnded?.(id, ms, failure),
     });
   }
 
@@ -374,13 +384,14 @@ export class Pipeline {
       this.#budget.ran(model, shape, rows * lanes);
     }
     this.#timesFile?.saveSometimes(() => this.#times.toJSON(), digests(this.models));
-    this.#observer?.ran(report);
+    this.#observer?.ran?.(report, this.#traceOf(report));
     for (const { id, stepsDone, preview, checkpoint } of report.steps) {
       this.#backlog.progress(id, stepsDone);
       const { running, imageIndex } = parseJobId(id, this.#inFlight);
       if (running === undefined) continue;
       running.stepsDone[imageIndex] = stepsDone;
       running.spans.stepped(imageIndex, stepsDone, report);
+      this.#noteBegun(running, report);
       running.call.onEvent({
         type: "progress",
         stage: "denoise",
@@ -391,6 +402,22 @@ export class Pipeline {
       if (checkpoint !== undefined) this.#maker.tellCheckpoint(running, imageIndex, checkpoint);
     }
     this.#changed();
+  }
+
+  #traceOf({ steps }: RunReport): string | undefined {
+    for (const { id } of steps) {
+      const traceId = parseJobId(id, this.#inFlight).running?.call.span?.traceId;
+      if (traceId !== undefined) return traceId;
+    }
+    return undefined;
+  }
+
+  #noteBegun(running: Running, { startedAtMs }: RunReport): void {
+    if (running.begun) return;
+    running.begun = true;
+    const { call, order, waitedMs, encodedAtMs } = running;
+    const queuedMs = waitedMs + Math.max(0, startedAtMs - encodedAtMs);
+    this.#observer?.begun?.(order.priorityClass, queuedMs, call.span?.traceId);
   }
 
   #drawPreview({ x0, shape }: Prediction, map: PreviewMap): Uint8Array {
@@ -414,7 +441,9 @@ export class Pipeline {
       try {
         if (call.signal.aborted) throw toServingError(call.signal.reason);
         this.#admitted += 1;
-        return { running: this.#admit(request, call, { ...plan, picture }), claim };
+        const running = this.#admit(request, call, { ...plan, picture });
+        if (running.resumedAtSteps.length > 0) this.#observer?.moved?.("in", running.resumedAtSteps.length);
+        return { running, claim };
       } catch (error) {
         claim.release();
         throw error;

@@ -29,6 +29,12 @@ export class Running {
   readonly stepsDone: number[];
   readonly resumedAtSteps: readonly number[];
   readonly spans: StageSpans;
+  /** Milliseconds that it waited for its model and the text encoder. */
+  waitedMs = 0;
+  /** When it began to wait for its first step. */
+  encodedAtMs = 0;
+  /** That it began was noted; of a warm-up nobody wants to know. */
+  begun = false;
 
   constructor(request: GenerationRequest, call: GenerationCall, { model, phases, picture }: RunningParts) {
     this.request = request;

@@ -276,7 +276,7 @@ describe("a worker process", () => {
     const text = await (await fetch(`${metrics}/metrics`)).text();
     expect(text).toMatch(/atelier_worker_requests_total\{outcome="ok",service="worker"\} \d+/);
     expect(text).toMatch(/atelier_worker_requests_total\{outcome="OVERLOADED",service="worker"\} 1/);
-    expect(text).toMatch(/atelier_worker_stage_seconds_count\{service="worker",stage="image_decode"\} \d+/);
+    expect(text).toMatch(/atelier_worker_stage_seconds_count\{stage="image_decode",service="worker"\} \d+/);
     expect(text).toMatch(/atelier_worker_step_batch_rows_bucket/);
     expect(text).toMatch(/atelier_worker_embeddings_total\{outcome="hit",service="worker"\} [1-9]/);
     expect(text).toMatch(/atelier_worker_embeddings_total\{outcome="miss",service="worker"\} [1-9]/);

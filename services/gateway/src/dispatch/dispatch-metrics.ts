@@ -45,7 +45,7 @@ export function createDispatchMetrics(registry: Registry, checkpoints: ByteBudge
     }),
     hedges: new Counter({
       name: "atelier_gateway_hedges_total",
-      help: "Second attempts beside a straggler: won, lost, or none for want of a worker or of budget.",
+      help: "Second attempts beside a straggler: won, lost, or none for want of a worker (no_worker) or of the budget of retries (no_budget).",
       labelNames: ["outcome"],
       registers,
     }),

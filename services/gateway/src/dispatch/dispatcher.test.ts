@@ -489,14 +489,14 @@ describe("hedging", () => {
     await alone.fleet.calls(1);
     await alone.clock.advance(2_100);
     expect([alone.fleet.all.length, alone.fleet.inFlight]).toEqual([1, 1]);
-    expect(await alone.metric("atelier_gateway_hedges_total")).toEqual({ "no worker": 1 });
+    expect(await alone.metric("atelier_gateway_hedges_total")).toEqual({ no_worker: 1 });
 
     const poor = rig(["a", "b"], { hedge: 2, retriesMax: 0 });
     void poor.ask({}).catch(() => {});
     await poor.fleet.calls(1);
     await poor.clock.advance(2_100);
     expect([poor.fleet.all.length, poor.fleet.inFlight]).toEqual([1, 1]);
-    expect(await poor.metric("atelier_gateway_hedges_total")).toEqual({ "no budget": 1 });
+    expect(await poor.metric("atelier_gateway_hedges_total")).toEqual({ no_budget: 1 });
   });
 
   it("learns what is out of the ordinary: after a hundred answers, what 99 of 100 are faster than", async () => {

@@ -237,12 +237,12 @@ export class Dispatcher {
       .catch((error: unknown) => (signal.aborted ? undefined : noneIfNobody(error)));
     if (placement === undefined || others.avoid.has(placement.worker.address) || over.signal.aborted) {
       placement?.release();
-      if (!over.signal.aborted) metrics.hedges.inc({ outcome: "no worker" });
+      if (!over.signal.aborted) metrics.hedges.inc({ outcome: "no_worker" });
       return undefined;
     }
     if (!this.#budget.take()) {
       placement.release();
-      metrics.hedges.inc({ outcome: "no budget" });
+      metrics.hedges.inc({ outcome: "no_budget" });
       return undefined;
     }
     return new Attempt(slice, placement, making, this.#options, { kind: "hedge", of: first.trace });

@@ -26,45 +26,45 @@ export class BulkMetrics implements PullerObserver {
     const registers = [registry];
     this.#items = new Counter({
       name: "atelier_worker_items_total",
-      help: "Items of bulk jobs by how they left the worker: done, failed, buried, retried, handed-back or lost",
+      help: "Items of bulk jobs by how they left the worker: done, failed, buried, retried, handed_back or lost.",
       labelNames: ["outcome", "class"],
       registers,
     });
     this.#itemSeconds = new Histogram({
       name: "atelier_worker_item_seconds",
-      help: "Time from an item's delivery to its end, of those that were done",
+      help: "Time from an item's delivery to its end, of those that were done.",
       labelNames: ["class"],
       buckets: DURATION_BUCKETS_S,
       registers,
     });
     this.#redeliveries = new Counter({
       name: "atelier_worker_item_redeliveries_total",
-      help: "Items delivered that had been tried before",
+      help: "Items delivered that had been tried before.",
       registers,
     });
     this.#pulls = new Counter({
       name: "atelier_worker_item_pulls_total",
-      help: "Times that the work queue was asked and had items",
+      help: "Times that the work queue was asked and had items.",
       labelNames: ["class"],
       registers,
     });
     this.#waitSeconds = new Histogram({
       name: "atelier_worker_item_wait_seconds",
-      help: "How long the object store or the work queue took to take something of an item, tries again included",
+      help: "How long the object store or the work queue took to take something of an item, tries again included.",
       labelNames: ["on"],
       buckets: DURATION_BUCKETS_S,
       registers,
     });
     this.#pauses = new Counter({
       name: "atelier_worker_item_pauses_total",
-      help: "Times that pulling paused since the work queue or the object store failed",
+      help: "Times that pulling paused since the work queue or the object store failed.",
       labelNames: ["reason"],
       registers,
     });
     const metrics = this;
     new Gauge({
       name: "atelier_worker_items_held",
-      help: "Items that the worker has",
+      help: "Items that the worker has.",
       registers,
       collect() {
         this.set(metrics.puller?.state.held ?? 0);
@@ -72,7 +72,7 @@ export class BulkMetrics implements PullerObserver {
     });
     new Gauge({
       name: "atelier_worker_item_pulling_paused",
-      help: "1 while the work queue or the object store is not known to answer",
+      help: "1 while the work queue or the object store is not known to answer.",
       labelNames: ["reason"],
       registers,
       collect() {

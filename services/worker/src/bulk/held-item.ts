@@ -12,7 +12,7 @@ import type { ItemMaker, MadeItem, Steps } from "./item-maker.ts";
 import type { Pillar } from "./pauses.ts";
 
 /** How an item left the worker. */
-export type ItemEnd = "done" | "failed" | "buried" | "retried" | "handed-back" | "lost";
+export type ItemEnd = "done" | "failed" | "buried" | "retried" | "handed_back" | "lost";
 
 export interface ItemWorld {
   readonly maker: ItemMaker;
@@ -152,7 +152,7 @@ export class HeldItem {
         const away = error.code === "DRAINING" || leaving.aborted;
         const delayMs = away ? 0 : backOffMs(1, RETRY, random);
         await this.#letGo(() => lease.release({ delayMs, forgiven: true }), clock);
-        return "handed-back";
+        return "handed_back";
       }
       case "retry": {
         const delayMs = backOffMs(lease.attempt, RETRY, random);

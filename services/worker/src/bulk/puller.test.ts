@@ -145,7 +145,7 @@ describe("a puller", () => {
     crowded = true;
     puller.wake();
     await until(() => ends.length === 1);
-    expect(ends).toEqual(["handed-back"]);
+    expect(ends).toEqual(["handed_back"]);
     crowded = false;
     const [outcome] = await storage.ended(1);
     expect(outcome).toMatchObject({ attempts: 1, result: { case: "done" } });
@@ -259,7 +259,7 @@ describe("a puller", () => {
         clock.advance(200);
         return ends.length === 1;
       });
-      expect(ends).toEqual(["handed-back"]);
+      expect(ends).toEqual(["handed_back"]);
       const lane = { priorityClass: PriorityClass.BULK, model: "atelier-tiny" };
       const [lease] = await storage.queue.work.pull({ ...lane, max: 1, waitMs: 5000 });
       expect(lease!.attempt).toBe(1);
@@ -313,7 +313,7 @@ describe("a puller", () => {
       first.puller.leave();
       left.reject(new ServingError("DRAINING", "leaving"));
       await first.puller.settled();
-      expect(first.ends).toEqual(["handed-back"]);
+      expect(first.ends).toEqual(["handed_back"]);
       expect(await storage.store.head(`jobs/${JOB}/checkpoints/0.state`)).toBeDefined();
 
       const resumed: (DenoiseState | undefined)[] = [];
@@ -351,7 +351,7 @@ describe("a puller", () => {
       await until(() => pauses.length > 0);
       puller.leave();
       await puller.settled();
-      expect(ends).toEqual(["handed-back"]);
+      expect(ends).toEqual(["handed_back"]);
     });
 
     it("begins anew from what is no state", async () => {

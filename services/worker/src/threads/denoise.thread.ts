@@ -82,6 +82,8 @@ export interface RunReport {
   readonly model: string;
   readonly shape: LatentShape;
   readonly rows: number;
+  /** That it could have had. */
+  readonly rowsMax: number;
   readonly startedAtMs: number;
   readonly ms: number;
   /** CPU threads of the lane; 0 on a device that has one lane. */
@@ -231,12 +233,13 @@ function reportOf(
   { batch, endedAtMs, stepped, refused }: StepRun<DenoiseJob>,
   more: { readonly waiting: number; readonly preempted: number },
 ): RunReport {
-  const { model, shape, rowCount, startedAtMs, threads, slot, lanes, priorityClass } = batch;
+  const { model, shape, rowCount, rowsMax, startedAtMs, threads, slot, lanes, priorityClass } = batch;
   return {
     type: "ran",
     model,
     shape,
     rows: rowCount,
+    rowsMax,
     startedAtMs,
     ms: endedAtMs - startedAtMs,
     threads,

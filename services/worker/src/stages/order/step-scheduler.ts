@@ -54,6 +54,8 @@ export interface StepBatch<Job> {
   /** The leader first. */
   readonly jobs: readonly Job[];
   readonly rowCount: number;
+  /** Rows that it could have had, of jobs like its own: as many jobs as a batch may have, and the memory holds. */
+  readonly rowsMax: number;
   readonly threads: number;
   /** Lanes that run beside one another as this one does, itself included. */
   readonly lanes: number;
@@ -340,6 +342,10 @@ export class StepScheduler<Job extends ScheduledJob> {
     const finishesLeft = choice.finishesMax - this.#finishing;
     const { fitting, equals } = this.#inOrder(leader, ready, finishesLeft, nowMs);
     const free = slot === "wide" ? 1 : narrow - this.#running.size;
+    const rowsMax = Math.min(
+      this.#caps.rowsMax(capKind(model, shape, slot), nowMs),
+      this.#options.rowsMax?.(model, shape) ?? Infinity,
+    );
     const size = batchSize({
       rows: fitting.map(({ job }) => job.rowCount),
       equals: aged ? 1 : equals,
@@ -347,10 +353,7 @@ export class StepScheduler<Job extends ScheduledJob> {
       narrow: slot !== "wide",
       // Spread over the free lanes before any of them is given a larger batch.
       jobsMax: Math.min(this.#options.stepBatchMax, Math.ceil(ready.length / Math.max(1, free))),
-      rowsMax: Math.min(
-        this.#caps.rowsMax(capKind(model, shape, slot), nowMs),
-        this.#options.rowsMax?.(model, shape) ?? Infinity,
-      ),
+      rowsMax,
     });
     const picked = fitting.slice(0, size);
     const rowCount = picked.reduce((sum, { job }) => sum + job.rowCount, 0);
@@ -361,6 +364,7 @@ export class StepScheduler<Job extends ScheduledJob> {
       sequenceLength,
       jobs: picked.map(({ job }) => job),
       rowCount,
+      rowsMax: Math.max(rowCount, Math.min(rowsMax, (this.#options.stepBatchMax * rowCount) / picked.length)),
       threads,
       lanes,
       priorityClass: PRIORITY_CLASSES[leader.rank]!,
