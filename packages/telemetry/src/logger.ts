@@ -32,10 +32,13 @@ export function createLogger(
 /** The levels that a configuration may name. */
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 
-/** What a caller got wrong is described by what the caller wrote: of that only the kind and the field are logged. */
+/**
+ * What a caller got wrong is described by what the caller wrote: of that only the kind and the field are logged. What may
+ * be expected to fail says by its code where; only of a bug the stack is worth its length.
+ */
 function serializeError(error: Error, prompts: LogPrompts): object {
-  if (prompts !== "full" && error instanceof ServingError && error.code === "INVALID_REQUEST") {
-    return { type: error.name, code: error.code, field: error.field };
-  }
-  return stdSerializers.err(error);
+  if (!(error instanceof ServingError) || error.code === "INTERNAL") return stdSerializers.err(error);
+  const { name: type, code, field, detail, cause } = error;
+  if (prompts !== "full" && code === "INVALID_REQUEST") return { type, code, field };
+  return { type, code, field, message: detail, ...(cause instanceof Error && { cause: cause.message }) };
 }
