@@ -98,11 +98,7 @@ export async function buildJobs(config: JobsConfig, world: JobsWorld): Promise<J
     registry: metrics.registry,
     privateAllowed: config.webhookPrivate,
   });
-  engine.onOutcome = ({ state, attempts, deadLetter }) => {
-    metrics.items.inc({ state });
-    metrics.redeliveries.inc(Math.max(0, attempts - 1));
-    if (deadLetter) metrics.deadLetters.inc();
-  };
+  engine.onOutcome = metrics.itemEnded;
   const intake = new Intake({
     records: queue.records,
     objects,

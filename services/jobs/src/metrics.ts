@@ -1,6 +1,8 @@
+import type { EndedRequest } from "@atelier/http";
 import type { QueueDepth } from "@atelier/job-queue";
 import { PriorityClass } from "@atelier/proto";
-import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, Histogram, type Registry } from "@atelier/telemetry";
+import { Counter, createRegistry, DURATION_BUCKETS_S, Gauge, type Registry, TracedHistogram } from "@atelier/telemetry";
+import type { EndedItem } from "./engine/job-engine.ts";
 import type { KeptJob } from "./engine/kept-job.ts";
 import { ITEM_STATES, type ItemShape, JOB_STATUSES } from "./job.ts";
 
@@ -22,12 +24,12 @@ export function modelShares(shapes: readonly ItemShape[]): ReadonlyMap<string, n
 /** What /metrics shows. No label is a job's or a tenant's, so that no caller can add a series. */
 export interface JobsMetrics {
   readonly registry: Registry;
-  readonly requests: Counter<"route" | "method" | "status">;
-  readonly requestSeconds: Histogram<"route">;
-  readonly items: Counter<"state">;
-  readonly redeliveries: Counter;
-  readonly deadLetters: Counter;
+  requestEnded(request: Pick<EndedRequest, "route" | "method" | "status" | "durationMs">): void;
+  itemEnded(item: EndedItem): void;
 }
+
+/** Of what is answered; whatever else is sent as one is "other". */
+const METHODS: ReadonlySet<string> = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]);
 
 export interface MeasuredJobs {
   readonly jobs: () => Iterable<KeptJob>;
@@ -104,37 +106,61 @@ export function createJobsMetrics({ jobs, depths, trouble, revision }: MeasuredJ
       this.set(trouble() === undefined ? 1 : 0);
     },
   });
+  const requests = new Counter({
+    name: "atelier_jobs_requests_total",
+    help: "HTTP requests that gateways passed on, answered; status 499 is a caller that went away.",
+    labelNames: ["route", "method", "status"],
+    registers,
+  });
+  const requestSeconds = new TracedHistogram({
+    name: "atelier_jobs_request_duration_seconds",
+    help: "From a request's first byte to the last byte of its answer.",
+    labelNames: ["route"],
+    buckets: DURATION_BUCKETS_S,
+    registers,
+  });
+  const items = new Counter({
+    name: "atelier_jobs_items_ended_total",
+    help: "Items that ended, by how: done, failed or filtered.",
+    labelNames: ["state"],
+    registers,
+  });
+  const redeliveries = new Counter({
+    name: "atelier_jobs_redeliveries_total",
+    help: "Attempts at items beyond the first.",
+    registers,
+  });
+  const deadLetters = new Counter({
+    name: "atelier_jobs_dead_letters_total",
+    help: "Items that failed as often as an item may.",
+    registers,
+  });
+  const deviceSeconds = new Counter({
+    name: "atelier_jobs_device_seconds_total",
+    help: "Device seconds that items' pictures took.",
+    labelNames: ["model"],
+    registers,
+  });
+  const cost = new Counter({
+    name: "atelier_jobs_image_cost_total",
+    help: "What items' pictures cost by the price of a device hour that their jobs were submitted at, in units of the currency.",
+    labelNames: ["model", "currency"],
+    registers,
+  });
   return {
     registry,
-    requests: new Counter({
-      name: "atelier_jobs_requests_total",
-      help: "HTTP requests that gateways passed on, answered.",
-      labelNames: ["route", "method", "status"],
-      registers,
-    }),
-    requestSeconds: new Histogram({
-      name: "atelier_jobs_request_duration_seconds",
-      help: "From a request's first byte to the last byte of its answer.",
-      labelNames: ["route"],
-      buckets: DURATION_BUCKETS_S,
-      registers,
-    }),
-    items: new Counter({
-      name: "atelier_jobs_items_ended_total",
-      help: "Items that ended, by how: done, failed or filtered.",
-      labelNames: ["state"],
-      registers,
-    }),
-    redeliveries: new Counter({
-      name: "atelier_jobs_redeliveries_total",
-      help: "Attempts at items beyond the first.",
-      registers,
-    }),
-    deadLetters: new Counter({
-      name: "atelier_jobs_dead_letters_total",
-      help: "Items that failed as often as an item may.",
-      registers,
-    }),
+    requestEnded: ({ route, method, status, durationMs }) => {
+      requests.inc({ route, method: METHODS.has(method) ? method : "other", status });
+      requestSeconds.observe({ route }, durationMs / 1_000);
+    },
+    itemEnded: ({ state, attempts, deadLetter, made }) => {
+      items.inc({ state });
+      redeliveries.inc(Math.max(0, attempts - 1));
+      if (deadLetter) deadLetters.inc();
+      if (made === undefined) return;
+      deviceSeconds.inc({ model: made.model }, made.deviceMs / 1_000);
+      cost.inc({ model: made.model, currency: made.currency }, made.cost);
+    },
   };
 
   function queueGauge(

@@ -36,6 +36,16 @@ export interface EndedItem {
   readonly state: ItemState;
   readonly attempts: number;
   readonly deadLetter: boolean;
+  /** Of one that is done. */
+  readonly made?: MadePicture | undefined;
+}
+
+/** What a picture took, and what that costs the job's tenant. */
+export interface MadePicture {
+  readonly model: string;
+  readonly deviceMs: number;
+  readonly cost: number;
+  readonly currency: string;
 }
 
 /** What an event tells of a job. */
@@ -300,7 +310,16 @@ export class JobEngine implements Jobs {
       if (this.#live) {
         const state = job.ledger.of(ended);
         const attempts = event.event.case === "outcome" ? event.event.value.attempts : 1;
-        this.onOutcome({ state, attempts, deadLetter: result?.case === "failed" && result.value.deadLetter });
+        const deadLetter = result?.case === "failed" && result.value.deadLetter;
+        const model = result?.case === "done" ? result.value.receipt?.parameters?.model : undefined;
+        const { pricePerDeviceHour, currency } = job.record;
+        const cost = (deviceMs / 3_600_000) * pricePerDeviceHour;
+        this.onOutcome({
+          state,
+          attempts,
+          deadLetter,
+          made: model === undefined ? undefined : { model, deviceMs, cost, currency },
+        });
         this.#tell({ type: "item", job: this.#view(job), itemIndex: ended, state, sequence });
       }
     }

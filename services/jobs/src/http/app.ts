@@ -62,10 +62,7 @@ export async function buildApp(parts: AppParts): Promise<HttpApp> {
     receiveTimeoutMs: RECEIVE_MS,
     silenceMaxMs: 0,
     connectionsMax: CONNECTIONS_MAX,
-    onEnd: ({ route, method, status, durationMs }) => {
-      metrics.requests.inc({ route, method, status });
-      metrics.requestSeconds.observe({ route }, durationMs / 1_000);
-    },
+    onEnd: metrics.requestEnded,
   });
   acceptJsonOnly(app);
   app.decorateRequest("jobCaller", undefined);
