@@ -9,7 +9,7 @@ declare module "fastify" {
 }
 
 /** Asked every few seconds by those who look after the service: traces of them would hide the others. */
-const UNTRACED = new Set(["/healthz", "/readyz", "/metrics"]);
+export const UNTRACED = new Set(["/healthz", "/readyz", "/metrics"]);
 
 /**
  * Everything that is done for a request is done within its scope, so that each line that is logged for it names it. Call
@@ -21,8 +21,6 @@ export function scopeRequests(app: FastifyInstance): void {
     request.scope = { fields: { request_id: request.id }, span: spanOf(request) };
     inScope(request.scope, next);
   });
-  // Its body was read by events of the connection, which belong to no request.
-  app.addHook("preValidation", (request, _reply, next) => withinRequest(request, () => next()));
 }
 
 /** For what is called by events of its connection. */

@@ -2,6 +2,7 @@ import { once } from "node:events";
 import { type AddressInfo, connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ServingError, systemClock } from "@atelier/core";
+import { addLogFields, currentLogFields } from "@atelier/telemetry";
 import Fastify, { type FastifyBaseLogger } from "fastify";
 import { afterEach, describe, expect, it } from "vitest";
 import { EventStream } from "./event-stream.ts";
@@ -27,6 +28,38 @@ describe("a server of ours", () => {
       error: { code: "NOT_FOUND", message: "there is none", request_id: "shop-7" },
     });
     expect(ended).toMatchObject([{ route: "/broken", method: "GET", status: 404 }]);
+  });
+
+  it("says the request's name under both of its headers, one of its own where the caller's is not plain", async () => {
+    build();
+    app.get("/", async () => "x");
+    const url = `http://127.0.0.1:${await listening()}/`;
+    for (const given of ["a b", "x".repeat(129), 'a"b', "../../etc"]) {
+      const { headers } = await fetch(url, { headers: { "x-request-id": given } });
+      expect(headers.get("x-request-id")).toMatch(/^req_[\w-]{16}$/);
+      expect(headers.get("x-atelier-request-id")).toBe(headers.get("x-request-id"));
+    }
+  });
+
+  it("keeps to a request's scope from its headers to its handler, though its body comes by events of its own", async () => {
+    build();
+    app.addHook("onRequest", async () => addLogFields({ tenant: "shop" }));
+    app.post("/", async () => {
+      await sleep(1);
+      return currentLogFields();
+    });
+    const url = `http://127.0.0.1:${await listening()}/`;
+    const ask = async (name: string) => {
+      const headers = { "content-type": "application/json", "x-request-id": name };
+      const body = (async function* () {
+        yield Buffer.from('{"name":');
+        await sleep(20);
+        yield Buffer.from('"x"}');
+      })();
+      return (await fetch(url, { method: "POST", headers, body: ReadableStream.from(body), duplex: "half" })).json();
+    };
+    const names = Array.from({ length: 8 }, (_, i) => `order-${i}`);
+    expect(await Promise.all(names.map(ask))).toEqual(names.map((request_id) => ({ request_id, tenant: "shop" })));
   });
 
   it("ends a body that trickles in for too long, and lets an upload go on as long as it comes", async () => {

@@ -17,7 +17,7 @@ import { type FailureOptions, sendFailure } from "./failed-request.ts";
 import { refuseUnknownRoutes } from "./not-found.ts";
 import { endSlowBodies } from "./receive-timeout.ts";
 import { requestIdHeaders, requestIdOf } from "./request-id.ts";
-import { endRequestSpan, scopeRequests, withinRequest } from "./request-scope.ts";
+import { endRequestSpan, scopeRequests, UNTRACED, withinRequest } from "./request-scope.ts";
 import { setSecurityHeaders } from "./security-headers.ts";
 import { strictValidator } from "./validation.ts";
 
@@ -111,7 +111,9 @@ function observe(request: FastifyRequest, reply: FastifyReply, { onEnd, log, clo
     const durationMs = clock.nowMs() - startMs;
     withinRequest(request, () => {
       onEnd({ route, method, status, durationMs }, request);
-      log.info({ method, route, status, duration_ms: durationMs }, "request");
+      // Probes come every few seconds, and say nothing as long as they are answered well.
+      const level = UNTRACED.has(route) && status < 400 ? "debug" : "info";
+      log[level]({ method, route, status, duration_ms: durationMs }, "request");
     });
     endRequestSpan(request, reply, status);
   });
