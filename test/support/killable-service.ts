@@ -72,6 +72,16 @@ export class KillableService {
     this.#child?.kill("SIGCONT");
   }
 
+  /** Asks it to stop, as an orchestrator does, and resolves when it has. */
+  async end(): Promise<void> {
+    const child = this.#child;
+    this.#child = undefined;
+    if (child === undefined) return;
+    const exited = once(child, "exit");
+    child.kill("SIGTERM");
+    await exited;
+  }
+
   /** As a power cut does: no word to anybody. */
   async kill(): Promise<void> {
     const child = this.#child;

@@ -119,6 +119,11 @@ export class Prometheus {
     return activeTargets;
   }
 
+  /** Names of all metrics that its targets declare, with values or without; of counters, as OpenMetrics has it, without `_total`. */
+  async metadata(): Promise<readonly string[]> {
+    return Object.keys((await this.#get("metadata")) as object);
+  }
+
   async #get(path: string, query: Readonly<Record<string, string>> = {}): Promise<unknown> {
     const response = await fetch(`${this.url}/api/v1/${path}?${new URLSearchParams(query)}`);
     const answer = (await response.json()) as { status: string; data: unknown; error?: string };

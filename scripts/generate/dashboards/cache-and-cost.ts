@@ -38,7 +38,7 @@ export const cacheAndCost: Board = {
           aboutZh: "无需计算的应答占比（命中或共用）。",
           unit: "percentunit",
           width: 6,
-          query: `${total("atelier_gateway_cache_requests_total", 'outcome=~"hit|shared", ')} / ${total("atelier_gateway_cache_requests_total")}`,
+          query: `(${total("atelier_gateway_cache_requests_total", 'outcome=~"hit|shared", ')} or vector(0)) / ${total("atelier_gateway_cache_requests_total")}`,
         }),
         stat({
           title: "Steps that were left out",

@@ -76,7 +76,9 @@ export const fleet: Board = {
             "Predicted device time of what each worker has accepted. Placement keeps these close together among equal GPUs.",
           aboutZh: "每个 worker 已接收工作的预计设备时间；同型号之间应接近。",
           unit: "s",
-          queries: [["{{pool}} {{instance}}", `sum by (pool, instance) (atelier_worker_backlog_seconds{${IN_POOL}})`]],
+          queries: [
+            ["{{pool}} {{instance}}", `sum by (pool, instance) (atelier_worker_backlog_device_seconds{${IN_POOL}})`],
+          ],
         }),
         lines({
           title: "Accepted work by class",
@@ -84,7 +86,7 @@ export const fleet: Board = {
           aboutZh: "按优先级的已接收工作量。批量任务排在交互之后，多也无妨。",
           unit: "s",
           stacked: true,
-          queries: [["{{class}}", `sum by (class) (atelier_worker_backlog_seconds{${IN_POOL}})`]],
+          queries: [["{{class}}", `sum by (class) (atelier_worker_backlog_device_seconds{${IN_POOL}})`]],
         }),
         lines({
           title: "Placed on each worker",

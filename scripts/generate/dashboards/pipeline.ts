@@ -96,19 +96,12 @@ export const pipeline: Board = {
           query: mean("atelier_worker_step_batch_occupancy_ratio", "", IN_POOL),
         }),
         stat({
-          title: "Rows that were padding",
-          about: "Share of computed rows that were nobody's picture.",
-          aboutZh: "计算行中填充行的占比。",
-          unit: "percentunit",
+          title: "Rows computed a second",
+          about: "Latents through U-Nets. Nothing is padded: each of them is somebody's picture.",
+          aboutZh: "每秒计算的 U-Net 行数；没有填充行。",
+          unit: "ops",
           width: 4,
-          thresholds: {
-            below: "green",
-            from: [
-              [0.1, "yellow"],
-              [0.3, "red"],
-            ],
-          },
-          query: `sum(rate(atelier_worker_padding_rows_total{${IN_POOL}}[$__rate_interval])) / sum(rate(atelier_worker_rows_total{${IN_POOL}}[$__rate_interval]))`,
+          query: `sum(rate(atelier_worker_rows_total{${IN_POOL}}[$__rate_interval]))`,
         }),
         lines({
           title: "Rows in one U-Net run",
