@@ -48,5 +48,5 @@ USER 10001:10001
 WORKDIR /app
 # Alive, not ready: without a worker a gateway has nothing to restart for.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-  CMD ["node", "/usr/share/atelier/healthcheck.mjs", "ATELIER_LISTEN", "/healthz"]
+  CMD ["node", "/usr/share/atelier/healthcheck.mjs", "ATELIER_LISTEN", "/healthz", "ATELIER_TLS_CERT"]
 ENTRYPOINT ["/usr/bin/tini", "--", "node", "services/gateway/src/main.ts"]

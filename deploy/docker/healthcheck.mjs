@@ -1,13 +1,14 @@
 /**
- * An image's HEALTHCHECK: `node healthcheck.mjs VARIABLE PATH` asks this container's own server for PATH, at the port that
- * VARIABLE names. 0: answered with 2xx; 1: anything else, with the reason on standard error.
+ * An image's HEALTHCHECK: `node healthcheck.mjs VARIABLE PATH [CERTIFICATE]` asks this container's own server for PATH, at
+ * the port that VARIABLE names; by TLS where the variable CERTIFICATE is set. 0: answered with 2xx; 1: anything else, with
+ * the reason on standard error.
  */
-const [variable, path] = process.argv.slice(2);
+const [variable, path, certificate = ""] = process.argv.slice(2);
 const port = /:(\d+)$/.exec(process.env[variable] ?? "")?.[1];
+const tls = (process.env[certificate] ?? "") !== "";
 
 try {
   if (port === undefined) throw new Error(`${variable} names no port`);
-  const tls = variable === "ATELIER_LISTEN" && process.env["ATELIER_TLS_CERT"] !== undefined;
   // The certificate is for the name that callers use, which is not this container's loopback address.
   if (tls) process.env["NODE_TLS_REJECT_UNAUTHORIZED"] = "0";
   const url = `${tls ? "https" : "http"}://127.0.0.1:${port}${path}`;
