@@ -15,13 +15,13 @@ export interface Published {
  * Sees items off: each carries where its trace stands from here on. The first of a job go on with the trace that submitted
  * it; those behind them begin traces of their own, one for each publication, which are linked to it.
  */
-export function publishing(batch: readonly Published[]): (failure?: unknown) => void {
+export function publishing(batch: readonly Published[], start = startSpan): (failure?: unknown) => void {
   const spans = new Map<string, Span>();
   for (const { job, work } of batch) {
     const { id, tenant, origin } = job.record;
     const joins = work.itemIndex < ITEMS_IN_JOB_TRACE;
     const key = `${id} ${joins}`;
-    const span = spans.get(key) ?? begin({ id, tenant, trace: origin?.trace, joins });
+    const span = spans.get(key) ?? begin({ id, tenant, trace: origin?.trace, joins }, start);
     if (span === NO_SPAN) return () => {}; // tracing is off
     spans.set(key, span);
     work.traceparent = span.context?.traceparent ?? "";
@@ -45,16 +45,12 @@ interface Beginning {
 }
 
 /** Source: OpenTelemetry, "Semantic conventions for messaging spans". */
-function begin({ id, tenant, trace, joins }: Beginning): Span {
+function begin({ id, tenant, trace, joins }: Beginning, start: typeof startSpan): Span {
   const attributes = {
     "messaging.operation.type": "send",
     "messaging.destination.name": "items",
     "atelier.job.id": id,
     "atelier.tenant": tenant,
   };
-  return startSpan(
-    "job.publish",
-    { kind: "producer", attributes, links: joins ? [] : [trace] },
-    joins ? trace : undefined,
-  );
+  return start("job.publish", { kind: "producer", attributes, links: joins ? [] : [trace] }, joins ? trace : undefined);
 }

@@ -69,6 +69,19 @@ describe("atelier.v1.Generation, to a client made from what the server says of i
     });
   });
 
+  it("says the call's name before all else: the caller's, where that is plain", async () => {
+    const nameOf = async (given: string) => {
+      const metadata = new Metadata();
+      metadata.set("x-request-id", given);
+      const call = client["Create"]!({ prompt: "x" }, metadata);
+      const said = new Promise<Metadata>((resolve) => call.once("metadata", resolve));
+      await eventsOf(call);
+      return (await said).get("x-request-id")[0];
+    };
+    expect(await nameOf("order-17")).toBe("order-17");
+    expect(await nameOf("a b")).toMatch(/^req_[\w-]{16}$/);
+  });
+
   it("passes everything on that the caller chose", async () => {
     const init = Buffer.from("89504e470d0a1a0a00", "hex");
     await create({
