@@ -7,7 +7,7 @@ describe("API keys", () => {
     const keys = Array.from({ length: 200 }, () => newApiKey());
     for (const key of keys) expect(readApiKey(key.text)).toEqual(key);
     expect(new Set(keys.map(({ id }) => id)).size).toBe(200);
-    const secrets = keys.map(({ text }) => text.split(/_(.*)_/s)[2]);
+    const secrets = keys.map(({ text }) => text.slice(-43)); // they may hold underscores
     expect(new Set(secrets).size).toBe(200);
     expect(Buffer.from(newApiKey().text.slice(-43), "base64url")).toHaveLength(32);
   });
