@@ -7,6 +7,8 @@ import { freePorts } from "./free-ports.ts";
 
 export interface PrometheusOptions {
   readonly targets?: readonly PrometheusTarget[];
+  /** Further entries of scrape_configs, as its own documentation has them. */
+  readonly scrapeConfigs?: readonly object[];
   /** Files of rules. */
   readonly rules?: readonly string[];
   readonly scrapeIntervalMs?: number;
@@ -35,7 +37,13 @@ export interface Series {
 
 /** A real Prometheus on a free port of loopback, which ends with this process at the latest. It keeps nothing. */
 export async function startPrometheus(options: PrometheusOptions = {}): Promise<Prometheus> {
-  const { targets = [], rules = [], scrapeIntervalMs = 1_000, evaluationIntervalMs = 1_000 } = options;
+  const {
+    targets = [],
+    scrapeConfigs = [],
+    rules = [],
+    scrapeIntervalMs = 1_000,
+    evaluationIntervalMs = 1_000,
+  } = options;
   const program = await prometheusServer();
   const [port] = await freePorts(1);
   const folder = await mkdtemp(join(tmpdir(), "atelier-prometheus-"));
@@ -44,12 +52,15 @@ export async function startPrometheus(options: PrometheusOptions = {}): Promise<
   const config = {
     global: { scrape_interval: `${scrapeIntervalMs}ms`, evaluation_interval: `${evaluationIntervalMs}ms` },
     rule_files: rules,
-    scrape_configs: targets.map(({ job, addresses, labels = {}, path = "/metrics" }) => ({
-      job_name: job,
-      scrape_timeout: `${scrapeIntervalMs}ms`,
-      metrics_path: path,
-      static_configs: [{ targets: addresses, labels }],
-    })),
+    scrape_configs: [
+      ...targets.map(({ job, addresses, labels = {}, path = "/metrics" }) => ({
+        job_name: job,
+        scrape_timeout: `${scrapeIntervalMs}ms`,
+        metrics_path: path,
+        static_configs: [{ targets: addresses, labels }],
+      })),
+      ...scrapeConfigs,
+    ],
   };
   await writeFile(file, JSON.stringify(config));
   const address = `127.0.0.1:${port}`;
