@@ -29,11 +29,12 @@ describe("a line of the log", () => {
 
   it("hides secrets in the middle of a text, and leaves what is public of them", () => {
     const { id, text } = newApiKey();
+    const webhook = `whsec_${Buffer.alloc(32, 7).toString("base64")}`;
     const line = JSON.stringify({
-      msg: `key ${text} by Bearer a.b-c== at redis://user:pa:ss@host:1/2 and https://host/x`,
+      msg: `${webhook} key ${text} by Bearer a.b-c== at redis://user:pa:ss@host:1/2 and https://host/x`,
     });
     const safe = JSON.parse(redact(line, "full")).msg;
-    expect(safe).toBe(`key atk_${id}_*** by Bearer *** at redis://***@host:1/2 and https://host/x`);
+    expect(safe).toBe(`whsec_*** key atk_${id}_*** by Bearer *** at redis://***@host:1/2 and https://host/x`);
   });
 
   it("is left as it is where it holds neither", () => {

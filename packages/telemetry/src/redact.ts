@@ -12,8 +12,8 @@ const SECRET = new RegExp(
   String.raw`"([\w.-]*(?:authorization|api[-_]?key|token|secret|password|cookie))":\s*(?:${TEXT}|\[[^\]]*\])`,
   "gi",
 );
-/** Keys of ours, which name themselves; what stands behind them is what opens. */
-const OUR_KEY = /\b(atk_[0-9a-z]{12})_[\w-]{20,}/g;
+/** Keys of ours, and secrets of webhooks, which name themselves; what stands behind that is what opens. */
+const OUR_KEY = /\b(atk_[0-9a-z]{12}|whsec)_[\w+/-]{20,}=*/g;
 const CREDENTIALS = /\b(Bearer|Basic)\s+[\w.~+/-]+=*/gi;
 /** In a URL, whatever stands in its user and password. */
 const URL_PASSWORD = /([a-z][\w+.-]*:\/\/)[^/\s"@]*:[^/\s"]*@/gi;
