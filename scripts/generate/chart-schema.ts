@@ -207,12 +207,12 @@ function secretVariables(environment: z.ZodType, also: readonly string[]): Schem
 }
 
 function workerVariable(name: string): Schema {
-  const { default: _, ...schema } = environmentSchema(workerEnvironment)[name]!;
+  const { default: _, unset: __, ...schema } = environmentSchema(workerEnvironment)[name]!;
   return schema;
 }
 
 /** Environment variables are text; YAML has numbers and booleans for some of them. */
-function inYaml({ default: _, type, ...rest }: Schema): Schema {
+function inYaml({ default: _, unset: __, type, ...rest }: Schema): Schema {
   if (Array.isArray(rest["enum"]) && rest["enum"].includes("true")) return { enum: [true, false, "true", "false"] };
   if (type === "string" && rest["enum"] === undefined) return { ...rest, type: ["string", "integer", "number"] };
   return type === undefined ? rest : { ...rest, type };

@@ -1,6 +1,6 @@
 import { fromEnv, readConfig } from "@atelier/core";
 import type { TlsFileNames } from "@atelier/rpc";
-import { buildVariables, LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
+import { buildVariables, type LOG_LEVELS, type LogPrompts, telemetryVariables } from "@atelier/telemetry";
 import { z } from "zod";
 import { APPROXIMATE_MODES, type ApproximateMode } from "./approximate/approximate-cache.ts";
 import { CACHE_SCOPES } from "./cache/cache-key.ts";
@@ -205,91 +205,289 @@ export const gatewayEnvironment = z
     ATELIER_LISTEN: z
       .string()
       .default("127.0.0.1:8080")
-      .transform(hostPort({ portMin: 0 })),
+      .transform(hostPort({ portMin: 0 }))
+      .describe("where it serves HTTP; port 0 takes a free one"),
     // Off unless it is asked for: several gateways of one machine would want one port.
     ATELIER_GRPC_LISTEN: z
       .string()
       .default("off")
-      .transform((text, context) => (text === "off" ? undefined : hostPort({ portMin: 0 })(text, context))),
+      .transform((text, context) => (text === "off" ? undefined : hostPort({ portMin: 0 })(text, context)))
+      .describe(
+        "where the gRPC API listens, host:port, or `off`; `npm start` has it on 127.0.0.1:50050, or on a " +
+          "free port where that is taken",
+      ),
     ATELIER_WORKERS: z
       .string({ error: "must list the workers, such as 127.0.0.1:7001,127.0.0.1:7002" })
       .pipe(fromEnv.list())
-      .superRefine(checkWorkers),
+      .superRefine(checkWorkers)
+      .describe(
+        "workers' gRPC addresses, `host:port`, separated by commas; `dns:///name:port` stands for all " +
+          "addresses of a name, such as a headless service's, asked for again every five seconds. The name " +
+          "must be whole (`workers.atelier.svc.cluster.local`): search domains are not applied",
+      ),
     // A 1024x1024 picture of 150 steps on a slow device stays below two minutes.
-    ATELIER_REQUEST_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 3_600_000 }).default(120_000),
-    ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).optional(),
+    ATELIER_REQUEST_TIMEOUT_MS: fromEnv
+      .integer({ min: 100, max: 3_600_000 })
+      .default(120_000)
+      .describe("from a request's arrival to its answer; carried to the worker as the call's deadline"),
+    ATELIER_DRAIN_TIMEOUT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).optional().meta({
+      description: "how long a stopping gateway waits for what is in flight",
+      unset: "25000, or the request timeout if less",
+    }),
     // The least: two prompts of PROMPT_BYTES_MAX, every byte of them escaped as \u0041 is. The default has room for a
     // picture of 12 MB to start from, which takes a third more in base64.
-    ATELIER_BODY_MAX_BYTES: fromEnv.integer({ min: 128 * 1024, max: 64 * 1024 * 1024 }).default(16 * 1024 * 1024),
+    ATELIER_BODY_MAX_BYTES: fromEnv
+      .integer({ min: 128 * 1024, max: 64 * 1024 * 1024 })
+      .default(16 * 1024 * 1024)
+      .describe("largest request body; a picture to start from takes a third more than its file in it"),
     // A body of 16 MiB over 5 Mbit/s takes 27 s.
-    ATELIER_RECEIVE_TIMEOUT_MS: fromEnv.integer({ min: 100, max: 600_000 }).default(30_000),
+    ATELIER_RECEIVE_TIMEOUT_MS: fromEnv
+      .integer({ min: 100, max: 600_000 })
+      .default(30_000)
+      .describe("how long a caller may take to send its headers (10 s at most) and body"),
     // Half of the 20,000 files that a process commonly may open.
-    ATELIER_CONNECTIONS_MAX: fromEnv.integer({ min: 1, max: 1_000_000 }).default(10_000),
-    ATELIER_TLS_CERT: z.string().optional(),
-    ATELIER_TLS_KEY: z.string().optional(),
-    ATELIER_WORKER_CA: z.string().optional(),
-    ATELIER_WORKER_CERT: z.string().optional(),
-    ATELIER_WORKER_KEY: z.string().optional(),
-    ATELIER_WORKER_TLS_NAME: z.string().optional(),
-    ATELIER_CORS_ORIGINS: fromEnv.list().default([]).superRefine(checkOrigins),
-    ATELIER_MODEL_ALIASES: fromEnv.list().default([]).transform(modelAliases),
+    ATELIER_CONNECTIONS_MAX: fromEnv
+      .integer({ min: 1, max: 1_000_000 })
+      .default(10_000)
+      .describe("callers' connections; more are closed as they come"),
+    ATELIER_TLS_CERT: z
+      .string()
+      .optional()
+      .describe(
+        "serves HTTPS with this certificate and its chain, a PEM file, read again when it changes: see [security](security.md)",
+      ),
+    ATELIER_TLS_KEY: z.string().optional().describe("its key, a PEM file"),
+    ATELIER_WORKER_CA: z
+      .string()
+      .optional()
+      .describe("TLS with workers: the authority of their certificates, a PEM file, read again when it changes"),
+    ATELIER_WORKER_CERT: z
+      .string()
+      .optional()
+      .describe("TLS with workers: the certificate that this gateway shows, a PEM file"),
+    ATELIER_WORKER_KEY: z.string().optional().describe("TLS with workers: its key, a PEM file"),
+    ATELIER_WORKER_TLS_NAME: z.string().optional().meta({
+      description:
+        "TLS with workers: the name that their certificates are made out to, where they are found by address",
+      unset: "each worker's address",
+    }),
+    ATELIER_CORS_ORIGINS: fromEnv
+      .list()
+      .default([])
+      .superRefine(checkOrigins)
+      .describe("whose pages may call from a browser, as `https://shop.example`, separated by commas; `*` for all"),
+    ATELIER_MODEL_ALIASES: fromEnv
+      .list()
+      .default([])
+      .transform(modelAliases)
+      .describe(
+        "other names of models, `name=model`, separated by commas; a name alone stands for the first " +
+          "model that the caller may use. A model of that name comes first. `npm start` has the names of " +
+          "OpenAI's image models: see [openai](openai.md#models)",
+      ),
     // At 400 KB an answer, all of it is 100 MB.
-    ATELIER_IN_FLIGHT_MAX: fromEnv.integer({ min: 1, max: 65_536 }).default(256),
-    ATELIER_REDIS: z.string().transform(redisAddress).optional(),
-    ATELIER_REDIS_CA: z.string().optional(),
-    ATELIER_REDIS_CERT: z.string().optional(),
-    ATELIER_REDIS_KEY: z.string().optional(),
-    ATELIER_REDIS_PREFIX: z.string().default("atelier:"),
+    ATELIER_IN_FLIGHT_MAX: fromEnv
+      .integer({ min: 1, max: 65_536 })
+      .default(256)
+      .describe("generations at once; more are refused with 503 and `Retry-After`"),
+    ATELIER_REDIS: z
+      .string()
+      .transform(redisAddress)
+      .optional()
+      .describe(
+        "what gateways share: `redis://host:6379/0`, `redis-cluster://host:6379,host:6380` or " +
+          "`redis-sentinel://host:26379,host:26380/name`; `rediss` for TLS; `user:password@` before the " +
+          "first host, percent-encoded. Without it a gateway shares nothing and keeps the same things in its memory",
+      ),
+    ATELIER_REDIS_CA: z
+      .string()
+      .optional()
+      .meta({ description: "with TLS: the authorities to trust, a PEM file", unset: "the system's" }),
+    ATELIER_REDIS_CERT: z.string().optional().describe("with TLS: the certificate to show, a PEM file"),
+    ATELIER_REDIS_KEY: z.string().optional().describe("with TLS: its key, a PEM file"),
+    ATELIER_REDIS_PREFIX: z
+      .string()
+      .default("atelier:")
+      .describe("before every key and channel, so that several systems can share one Redis"),
     // In one data centre an answer takes one; a Redis that takes longer than this is worse than none.
-    ATELIER_REDIS_TIMEOUT_MS: fromEnv.integer({ min: 10, max: 10_000 }).default(250),
+    ATELIER_REDIS_TIMEOUT_MS: fromEnv
+      .integer({ min: 10, max: 10_000 })
+      .default(250)
+      .describe("how long a request waits for an answer of Redis before it goes on without"),
     ATELIER_CACHE_SCOPE: z
       .enum(["off", ...CACHE_SCOPES], { error: `must be one of off, ${CACHE_SCOPES.join(", ")}` })
-      .default("tenant"),
-    ATELIER_CACHE_TTL_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(86_400_000),
+      .default("tenant")
+      .describe(
+        "who shares results ([caching](caching.md)): `tenant`: each tenant keeps its own; `shared`: all " +
+          "tenants of this service; `off`: nothing is kept, every picture is made anew",
+      ),
+    ATELIER_CACHE_TTL_MS: fromEnv
+      .integer({ min: 1_000, max: 30 * 86_400_000 })
+      .default(86_400_000)
+      .describe("how long a result is kept"),
     // A thousand pictures of 512x512.
-    ATELIER_CACHE_MEMORY: bytesOrNone(256 * 1024 * 1024),
-    ATELIER_CACHE_REDIS_MEMORY: bytesOrNone(1024 * 1024 * 1024),
-    ATELIER_CACHE_VARIANTS: fromEnv.integer({ min: 0, max: 64 }).default(4),
-    ATELIER_CACHE_MIN_ASKS: fromEnv.integer({ min: 1, max: 200 }).default(2),
-    ATELIER_CACHE_ASK_WINDOW_MS: fromEnv.integer({ min: 1_000, max: 30 * 86_400_000 }).default(3_600_000),
+    ATELIER_CACHE_MEMORY: bytesOrNone(256 * 1024 * 1024).describe(
+      "what results may take in each gateway's memory; 0: none are kept there",
+    ),
+    ATELIER_CACHE_REDIS_MEMORY: bytesOrNone(1024 * 1024 * 1024).describe(
+      "what results may take in Redis; beyond it those that nobody used for the longest go",
+    ),
+    ATELIER_CACHE_VARIANTS: fromEnv
+      .integer({ min: 0, max: 64 })
+      .default(4)
+      .describe("different results that a request without a seed may get; 0: a new one each time, which is never kept"),
+    ATELIER_CACHE_MIN_ASKS: fromEnv
+      .integer({ min: 1, max: 200 })
+      .default(2)
+      .describe("how often something must be asked within the window before its result is kept"),
+    ATELIER_CACHE_ASK_WINDOW_MS: fromEnv
+      .integer({ min: 1_000, max: 30 * 86_400_000 })
+      .default(3_600_000)
+      .describe("that window"),
     // What it changes is the picture, so callers decide.
     ATELIER_APPROXIMATE: z
       .enum(["off", ...APPROXIMATE_MODES], { error: `must be one of off, ${APPROXIMATE_MODES.join(", ")}` })
-      .default("on-request"),
+      .default("on-request")
+      .describe(
+        "whether pictures may begin from a similar prompt's latent ([approximate " +
+          'cache](approximate-cache.md)): `on-request`: where the request asks for it (`"cache": "approximate"`); `always`: wherever an earlier answer would do; `off`: never. Nothing of it ' +
+          "where `ATELIER_CACHE_SCOPE` is `off`",
+      ),
     // A thousand pictures of 512x512 at two steps each.
-    ATELIER_APPROXIMATE_MEMORY: bytesOrNone(256 * 1024 * 1024),
-    ATELIER_JOBS: z.string().transform(serviceUrl).optional(),
-    ATELIER_INTERNAL_TOKEN: z.string().min(16, "must have at least 16 characters").optional(),
-    ATELIER_KEYS_FILE: z.string().optional(),
-    ATELIER_KEYS: z.string().optional(),
-    ATELIER_ANONYMOUS: z.enum(["allow"], { error: "must be allow, or unset" }).optional(),
-    ATELIER_DATA_DIR: z.string().optional(),
+    ATELIER_APPROXIMATE_MEMORY: bytesOrNone(256 * 1024 * 1024).describe(
+      "what those latents may take, in Redis or without one in the gateway; beyond it those that were " +
+        "of no use for the longest go; 0: none are kept",
+    ),
+    ATELIER_JOBS: z
+      .string()
+      .transform(serviceUrl)
+      .optional()
+      .describe(
+        "URL of the jobs service, `http://127.0.0.1:8090`, to which the routes of bulk jobs are passed " +
+          "on; without it they answer 404. Beyond loopback it needs a token beside it",
+      ),
+    ATELIER_INTERNAL_TOKEN: z
+      .string()
+      .min(16, "must have at least 16 characters")
+      .optional()
+      .describe(
+        "what the gateways and the jobs service show each other, at least 16 characters, the same " +
+          "everywhere; without it they believe each other over loopback only",
+      ),
+    ATELIER_KEYS_FILE: z
+      .string()
+      .optional()
+      .describe(
+        "a JSON file of API keys and tenants, read again when it changes; a Kubernetes secret is mounted " +
+          "as one. See [tenants](tenants.md)",
+      ),
+    ATELIER_KEYS: z.string().optional().describe("the same JSON, in the variable itself"),
+    ATELIER_ANONYMOUS: z
+      .enum(["allow"], { error: "must be allow, or unset" })
+      .optional()
+      .describe(
+        "`allow`: listens beyond loopback with no key known, for those whose own proxy asks callers who they are",
+      ),
+    ATELIER_DATA_DIR: z
+      .string()
+      .optional()
+      .meta({
+        description:
+          "folder in which an embedded gateway keeps keys that its admin API made, and usage " +
+          "(`gateway.sqlite`). `npm start` keeps bulk jobs in it as well, and without it in " +
+          "`~/.local/share/atelier` (`$XDG_DATA_HOME/atelier`): `jobs/`, with `--cluster` or `--nats` `cluster/`",
+        unset: "none: in memory",
+      }),
     // Nothing costs anything until somebody says what a device does.
-    ATELIER_PRICE_PER_DEVICE_HOUR: z.coerce.number({ error: "must be a number" }).min(0).max(1_000_000).default(0),
+    ATELIER_PRICE_PER_DEVICE_HOUR: z.coerce
+      .number({ error: "must be a number" })
+      .min(0)
+      .max(1_000_000)
+      .default(0)
+      .describe("what an hour of a whole device costs; a tenant may have a price of its own"),
     ATELIER_CURRENCY: z
       .string()
       .regex(/^[A-Za-z]{1,8}$/, "must be 1 to 8 letters, such as EUR")
-      .default("USD"),
+      .default("USD")
+      .describe("the label that goes with prices; nothing is converted"),
     // Longer than any generation takes; in Redis a thousand pictures are some 400 MB for as long.
-    ATELIER_GENERATIONS_KEPT_MS: fromEnv.integer({ min: 60_000, max: 30 * 86_400_000 }).default(3_600_000),
+    ATELIER_GENERATIONS_KEPT_MS: fromEnv
+      .integer({ min: 60_000, max: 30 * 86_400_000 })
+      .default(3_600_000)
+      .describe("how long a generation in the background can be read once it has ended, pictures and all"),
     // Renewed three times in its length: a pause of some seconds, as a long garbage collection, loses nothing.
-    ATELIER_LEASE_MS: fromEnv.integer({ min: 300, max: 600_000 }).default(10_000),
+    ATELIER_LEASE_MS: fromEnv
+      .integer({ min: 300, max: 600_000 })
+      .default(10_000)
+      .describe(
+        "how soon the other gateways may take over what a gateway that died was at: idempotency keys, asynchronous generations",
+      ),
     // Half of the time that a request has by default: what waits longer has mostly been given up by its caller.
-    ATELIER_WAIT_MAX_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(60_000),
-    ATELIER_BROWN_OUT_AFTER_MS: fromEnv.integer({ min: 1, max: 3_600_000 }).optional(),
+    ATELIER_WAIT_MAX_MS: fromEnv
+      .integer({ min: 0, max: 3_600_000 })
+      .default(60_000)
+      .describe(
+        "milliseconds of work that may lie before a request on the worker that would finish it first; " +
+          "beyond it requests are refused with 503 and `Retry-After`",
+      ),
+    ATELIER_BROWN_OUT_AFTER_MS: fromEnv
+      .integer({ min: 1, max: 3_600_000 })
+      .optional()
+      .meta({
+        description:
+          "predicted wait from which requests without a seed are made with 3/4 of their steps, and from " +
+          "twice as much with half of them and a fast sampler; answers say so",
+        unset: "never",
+      }),
     // One for the worker, one for its successor, and one more where that is taken as well.
-    ATELIER_ATTEMPTS_MAX: fromEnv.integer({ min: 1, max: 10 }).default(3),
+    ATELIER_ATTEMPTS_MAX: fromEnv
+      .integer({ min: 1, max: 10 })
+      .default(3)
+      .describe("calls to workers that may fail before a request does; 1: no other is tried ([faults](faults.md))"),
     // As Finagle's and Envoy's budgets: an outage adds a fifth of load at most.
-    ATELIER_RETRY_SHARE: z.coerce.number({ error: "must be a number" }).min(0).max(1).default(0.2),
+    ATELIER_RETRY_SHARE: z.coerce
+      .number({ error: "must be a number" })
+      .min(0)
+      .max(1)
+      .default(0.2)
+      .describe(
+        "retries and hedges over all requests, as a share of them in the long run; as many as " +
+          "`ATELIER_IN_FLIGHT_MAX` are saved up",
+      ),
     // A worker that restarts has loaded a model by then.
-    ATELIER_RETRY_WAIT_MS: fromEnv.integer({ min: 0, max: 3_600_000 }).default(15_000),
+    ATELIER_RETRY_WAIT_MS: fromEnv
+      .integer({ min: 0, max: 3_600_000 })
+      .default(15_000)
+      .describe(
+        "how long a request whose worker is lost waits for another, or for that one's return; never more " +
+          "than half of its time left",
+      ),
     // Longer than the slowest step that was seen (a second, 1024x1024 on a CPU), and than a decoding.
-    ATELIER_STALL_MS: fromEnv.integer({ min: 100, max: 3_600_000 }).default(20_000),
-    ATELIER_CHECKPOINT_EVERY_STEPS: fromEnv.integer({ min: 0, max: 1_000 }).optional(),
+    ATELIER_STALL_MS: fromEnv
+      .integer({ min: 100, max: 3_600_000 })
+      .default(20_000)
+      .describe(
+        "the least silence after which a worker counts as hanging; more where it is predicted to be busy with others",
+      ),
+    ATELIER_CHECKPOINT_EVERY_STEPS: fromEnv.integer({ min: 0, max: 1_000 }).optional().meta({
+      description: "steps after which a worker sends where a picture stands, for another to go on from; 0: never",
+      unset: "a fifth of the steps; none for what takes less than 250 ms",
+    }),
     // 2,000 pictures of 512x512 on their way.
-    ATELIER_CHECKPOINT_BYTES_MAX: fromEnv.bytes().default(256 * 1024 * 1024),
-    ATELIER_HEDGE: z.string().default("off").transform(hedge),
-    ATELIER_LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(", ")}` }).default("info"),
+    ATELIER_CHECKPOINT_BYTES_MAX: fromEnv
+      .bytes()
+      .default(256 * 1024 * 1024)
+      .describe(
+        "what those states may take in memory; the newest of each picture is kept, and beyond this the one before it",
+      ),
+    ATELIER_HEDGE: z
+      .string()
+      .default("off")
+      .transform(hedge)
+      .describe(
+        "a second attempt beside a straggler: `on` when it takes longer than 99 of 100 do, or a number: " +
+          "so many times as long as predicted",
+      ),
     ...telemetryVariables,
     ...buildVariables,
   })
